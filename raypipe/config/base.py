@@ -1,0 +1,21 @@
+"""What every configuration class shares."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """A part of the configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Pool(Settings):
+    """Resources of an actor pool. They change how fast a job is, never what it makes."""
+
+    min: int = Field(1, ge=1, description="actors at the start, and at least")
+    max: int = Field(1, ge=1, description="actors at most")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs an actor reserves")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs an actor reserves; a fraction shares one")
+    batch_size: int = Field(8, ge=1, description="identities handed to an actor in one call")
+    accelerator_type: str | None = Field(None, description="GPU type to run on, for example L4")
+    memory: int | None = Field(None, description="bytes of memory an actor reserves")
