@@ -88,7 +88,8 @@ def write_bytes(path: str, data: bytes) -> None:
     local = isinstance(where, fs.LocalFileSystem)
     target = f"{inner}.{uuid.uuid4().hex}.tmp" if local else inner
     try:
-        where.create_dir(inner.rsplit("/", 1)[0], recursive=True)
+        if local:  # an object store has no folders to make
+            where.create_dir(inner.rsplit("/", 1)[0], recursive=True)
         with where.open_output_stream(target, compression=None) as stream:
             stream.write(data)
             if local:

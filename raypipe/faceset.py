@@ -1,0 +1,362 @@
+"""The face set: a folder of Parquet files, one row per identity, each row with its images.
+
+A row is what a job reads, streams, resumes by and writes. Encoded bytes travel, never decoded arrays.
+A rejected image or identity stays in its row with the reason.
+
+Layout of a set: `manifest.json` (see `raypipe.manifest`), `run.json`, `rows/*.parquet`.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from raypipe import storage
+from raypipe.errors import UserError
+
+ROWS = "rows"
+
+
+@dataclass(kw_only=True)
+class Image:
+    """One encoded image of an identity.
+
+    Attributes:
+        image_id: unique within the identity.
+        data: encoded bytes, as they were in the source.
+        source: where the bytes came from: a path, or the name of what made them.
+        parent: `image_id` of the image it was made from.
+        generator: what made it, for a synthetic image.
+        weights: hex SHA-256 of the generator's weights.
+        prompt: text it was made from.
+        seed: seed it was made from.
+        embedding: float32 (D,), as the network gives it, not normalised.
+        similarity: cosine to the identity's centre as measured by the cleaning job, in [-1, 1].
+        cluster: cluster of the cleaning job; 0 is the kept one, -1 is none.
+        rejected: None while kept, else "job:reason".
+    """
+
+    image_id: str
+    data: bytes
+    source: str
+    parent: str | None = None
+    generator: str | None = None
+    weights: str | None = None
+    prompt: str | None = None
+    seed: int | None = None
+    embedding: np.ndarray | None = None
+    similarity: float | None = None
+    cluster: int | None = None
+    rejected: str | None = None
+
+
+@dataclass(kw_only=True)
+class CleanEvidence:
+    """What the cleaning job measured on an identity."""
+
+    rule: str
+    threshold: float
+    cluster_sizes: list[int] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    duplicate_similarity: float | None = None
+    duplicate_threshold: float | None = None
+
+
+@dataclass(kw_only=True)
+class ScreenEvidence:
+    """What the screening job measured: the nearest gallery face and the nearest other identity.
+
+    `gallery_entry` is "identity_id/image_id" in the gallery's face set.
+    """
+
+    gallery: str | None = None
+    gallery_entry: str | None = None
+    gallery_similarity: float | None = None
+    gallery_threshold: float | None = None
+    nearest: str | None = None
+    nearest_similarity: float | None = None
+    nearest_threshold: float | None = None
+
+
+@dataclass(kw_only=True)
+class Identity:
+    """One person and all images of that person.
+
+    Attributes:
+        identity_id: unique in the set.
+        index: position in the order of the source, unique in the set.
+        source: where the person came from: "base", "new", a gallery's name.
+        rejected: None while kept, else "job:reason".
+    """
+
+    identity_id: str
+    index: int
+    source: str
+    images: list[Image]
+    rejected: str | None = None
+    clean: CleanEvidence | None = None
+    screen: ScreenEvidence | None = None
+
+    @property
+    def kept(self) -> list[Image]:
+        """Images that are not rejected."""
+        return [image for image in self.images if image.rejected is None]
+
+
+_IMAGE = pa.struct(
+    [
+        ("image_id", pa.string()),
+        ("data", pa.binary()),
+        ("source", pa.string()),
+        ("parent", pa.string()),
+        ("generator", pa.string()),
+        ("weights", pa.string()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("embedding", pa.list_(pa.float32())),
+        ("similarity", pa.float64()),
+        ("cluster", pa.int32()),
+        ("rejected", pa.string()),
+    ]
+)
+_CLEAN = pa.struct(
+    [
+        ("rule", pa.string()),
+        ("threshold", pa.float64()),
+        ("cluster_sizes", pa.list_(pa.int32())),
+        ("duplicates", pa.list_(pa.string())),
+        ("duplicate_similarity", pa.float64()),
+        ("duplicate_threshold", pa.float64()),
+    ]
+)
+_SCREEN = pa.struct(
+    [
+        ("gallery", pa.string()),
+        ("gallery_entry", pa.string()),
+        ("gallery_similarity", pa.float64()),
+        ("gallery_threshold", pa.float64()),
+        ("nearest", pa.string()),
+        ("nearest_similarity", pa.float64()),
+        ("nearest_threshold", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("identity_id", pa.string()),
+        ("index", pa.int64()),
+        ("source", pa.string()),
+        ("images", pa.list_(_IMAGE)),
+        ("rejected", pa.string()),
+        ("clean", _CLEAN),
+        ("screen", _SCREEN),
+        ("digest", pa.binary(32)),
+    ]
+)
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Hashes a value unambiguously: a type tag, a length where there is one, the bytes."""
+    match value:
+        case None:
+            digest.update(b"n")
+        case str():
+            encoded = value.encode()
+            digest.update(b"s" + struct.pack("<q", len(encoded)) + encoded)
+        case bytes():
+            digest.update(b"b" + struct.pack("<q", len(value)))
+            digest.update(value)
+        case int() | np.integer():
+            digest.update(b"i" + struct.pack("<q", int(value)))
+        case float() | np.floating():
+            digest.update(b"f" + struct.pack("<d", float(value)))
+        case np.ndarray():
+            digest.update(b"a" + struct.pack("<q", value.size))
+            digest.update(np.ascontiguousarray(value, dtype="<f4").tobytes())
+        case list():
+            digest.update(b"l" + struct.pack("<q", len(value)))
+            for item in value:
+                _feed(digest, item)
+        case _:
+            for part in fields(value):
+                _feed(digest, getattr(value, part.name))
+
+
+def row_digest(identity: Identity) -> bytes:
+    """SHA-256 (32 bytes) of everything a row holds."""
+    digest = hashlib.sha256()
+    _feed(digest, identity)
+    return digest.digest()
+
+
+def to_table(identities: Sequence[Identity]) -> pa.Table:
+    """Rows of a face set, digests filled in."""
+    rows = [
+        {
+            "identity_id": identity.identity_id,
+            "index": identity.index,
+            "source": identity.source,
+            "images": [vars(image) for image in identity.images],
+            "rejected": identity.rejected,
+            "clean": asdict(identity.clean) if identity.clean else None,
+            "screen": asdict(identity.screen) if identity.screen else None,
+            "digest": row_digest(identity),
+        }
+        for identity in identities
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _embeddings(column: pa.ListArray) -> list[np.ndarray | None]:
+    """Views of float32 vectors, without a Python object per number."""
+    values = column.values.to_numpy(zero_copy_only=False)
+    offsets = column.offsets.to_numpy()
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    return [
+        values[offsets[i] : offsets[i + 1]].copy() if present[i] else None
+        for i in range(len(column))
+    ]
+
+
+def from_table(table: pa.Table) -> list[Identity]:
+    """The identities of a table written by `to_table`."""
+    table = table.combine_chunks()
+    found: list[Identity] = []
+    for batch in table.to_batches():
+        lists = batch.column("images")
+        images = lists.flatten()
+        names = [part.name for part in fields(Image)]
+        columns = [
+            _embeddings(images.field(name))
+            if name == "embedding"
+            else images.field(name).to_pylist()
+            for name in names
+        ]
+        flat = [Image(**dict(zip(names, values, strict=True))) for values in zip(*columns)]
+        counts = lists.value_lengths().to_pylist()
+        heads = batch.select(
+            ["identity_id", "index", "source", "rejected", "clean", "screen"]
+        ).to_pylist()
+        start = 0
+        for head, count in zip(heads, counts, strict=True):
+            clean, screen = head.pop("clean"), head.pop("screen")
+            found.append(
+                Identity(
+                    **head,
+                    images=flat[start : start + count],
+                    clean=CleanEvidence(**clean) if clean else None,
+                    screen=ScreenEvidence(**screen) if screen else None,
+                )
+            )
+            start += count
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """An identity as its embeddings alone.
+
+    Attributes:
+        image_ids: the images that have an embedding, n of them.
+        image_rejected: their reasons, in step.
+        embeddings: float32 (n, D), raw.
+    """
+
+    identity_id: str
+    index: int
+    source: str
+    rejected: str | None
+    image_ids: list[str]
+    image_rejected: list[str | None]
+    embeddings: np.ndarray
+
+
+class FaceSet:
+    """A face set on any filesystem, opened for reading."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def files(self) -> list[str]:
+        """Parquet files, in the order of their names.
+
+        Raises:
+            UserError: where the folder holds none.
+        """
+        found = [
+            entry.path
+            for entry in storage.listdir(storage.join(self.root, ROWS))
+            if entry.name.endswith(".parquet")
+        ]
+        if not found:
+            raise UserError(f"{self.root}: not a face set (no {ROWS}/*.parquet in it)")
+        return found
+
+    def _batches(
+        self, files: Iterable[str] | None, columns: list[str] | None, rows: int = 16
+    ) -> Iterator[pa.RecordBatch]:
+        for path in files if files is not None else self.files():
+            where, inner = storage.filesystem(path)
+            try:
+                with where.open_input_file(inner) as stream:
+                    yield from pq.ParquetFile(stream).iter_batches(rows, columns=columns)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(f"{path}: not a readable Parquet file ({error})") from error
+
+    def tables(
+        self, columns: list[str], files: Iterable[str] | None = None, rows: int = 1024
+    ) -> Iterator[pa.Table]:
+        """Some columns, `rows` rows at a time; "images.list.element.rejected" names a nested one."""
+        for batch in self._batches(files, columns, rows):
+            yield pa.Table.from_batches([batch])
+
+    def iter_identities(self, files: Iterable[str] | None = None) -> Iterator[Identity]:
+        """Every identity with its images, a few rows in memory at a time."""
+        for batch in self._batches(files, None):
+            yield from from_table(pa.Table.from_batches([batch]))
+
+    def read(self, identity_ids: Sequence[str]) -> list[Identity]:
+        """The named identities, in the order asked for; one that is missing is left out."""
+        where, _ = storage.filesystem(self.root)
+        paths = [storage.filesystem(path)[1] for path in self.files()]
+        data = pyarrow.dataset.dataset(paths, filesystem=where, format="parquet", schema=SCHEMA)
+        wanted = pyarrow.dataset.field("identity_id").isin(list(identity_ids))
+        rows = {item.identity_id: item for item in from_table(data.to_table(filter=wanted))}
+        return [rows[identity_id] for identity_id in identity_ids if identity_id in rows]
+
+    def iter_embeddings(self, files: Iterable[str] | None = None) -> Iterator[Embedded]:
+        """Embeddings without a byte of an image read."""
+        columns = ["identity_id", "index", "source", "rejected"] + [
+            f"images.list.element.{name}" for name in ("image_id", "embedding", "rejected")
+        ]
+        for batch in self._batches(files, columns, 256):
+            lists = batch.column("images")
+            images = lists.flatten()
+            ids = images.field("image_id").to_pylist()
+            reasons = images.field("rejected").to_pylist()
+            vectors = _embeddings(images.field("embedding"))
+            heads = batch.select(["identity_id", "index", "source", "rejected"]).to_pylist()
+            start = 0
+            for head, count in zip(heads, lists.value_lengths().to_pylist(), strict=True):
+                has = [i for i in range(start, start + count) if vectors[i] is not None]
+                yield Embedded(
+                    **head,
+                    image_ids=[ids[i] for i in has],
+                    image_rejected=[reasons[i] for i in has],
+                    embeddings=np.stack([vectors[i] for i in has])
+                    if has
+                    else np.zeros((0, 0), np.float32),
+                )
+                start += count
+
+
+def write_rows(root: str, name: str, identities: Sequence[Identity]) -> None:
+    """Writes one Parquet file of a set, atomically."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(to_table(identities), buffer)
+    storage.write_bytes(storage.join(root, ROWS, name), buffer.getvalue().to_pybytes())
