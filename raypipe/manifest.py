@@ -44,7 +44,7 @@ class Origin:
     def changes(self, earlier: "Origin") -> list[str]:
         """What differs from an earlier run, a phrase each: "settings.min_images 10 → 12"."""
         found = []
-        for name in ("settings", "inputs", "models", "version"):
+        for name in ("settings", "inputs", "models"):
             before, after = _flat(getattr(earlier, name), name), _flat(getattr(self, name), name)
             for key in sorted(before.keys() | after.keys()):
                 if before.get(key) != after.get(key):

@@ -1,0 +1,141 @@
+"""The command line: one command a job, and a few to look at what they made."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+import raypipe
+from jobs.progress import console
+from raypipe.config import Build, load
+from raypipe.errors import UserError
+
+app = typer.Typer(
+    name="raypipe",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "Make face-recognition training sets of people who do not exist, and train on them.\n\n"
+        "Every job reads one YAML and writes one folder of the workspace. "
+        "[bold]raypipe build CONFIG[/] runs all of them and picks up where it stopped; "
+        "each job is also a command of its own.\n\n"
+        "Try: [bold]raypipe build configs/demo.yaml[/]"
+    ),
+)
+
+JOBS = {
+    "sample": "Make a small world with known truth: a base set with planted faults, a gallery, pairs.",
+    "ingest": "Read a folder of people into a face set; what cannot be read is kept and counted.",
+    "embed": "Turn every image into a vector.",
+    "clean": "Find images that show somebody else, and people who stand in the set twice.",
+    "screen": "Refuse identities that are in a public gallery, or too much like each other.",
+    "assemble": "Refill, order by the curriculum, write Parquet and WebDataset.",
+    "train": "Train a recognizer on the assembled set, in its order.",
+    "evaluate": "Score the recognizer on verification pairs.",
+    "report": "Write one HTML file that shows all of it.",
+    "build": "Run every job of a configuration, and pick up where a run stopped.",
+}
+
+Config = Annotated[str, typer.Argument(help="YAML of the build, for example configs/demo.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change a key: --set clean.min_images=12"),
+]
+
+
+def guarded(action: Callable[[], Any]) -> Any:
+    """Runs something; a user's mistake ends the program with its one line and status 2."""
+    try:
+        return action()
+    except UserError as error:
+        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command again to go on where it was")
+        raise SystemExit(130) from None
+
+
+def run_job(name: str, config: Build) -> Any:
+    """Runs the job of a module `jobs.NAME`; modules are imported only when they run."""
+    return importlib.import_module(f"jobs.{name}").run(config)
+
+
+def main_for(name: str) -> None:
+    """`python -m jobs.NAME CONFIG --set KEY=VALUE`, for `ray job submit`."""
+    single = typer.Typer(pretty_exceptions_enable=False)
+    single.command(help=JOBS[name])(_command(name))
+    single()
+
+
+def _command(name: str) -> Callable[..., None]:
+    def command(config: Config, overrides: Overrides = None) -> None:
+        def action() -> None:
+            result = run_job(name, load(config, overrides))
+            if name != "build":
+                _print_counts(name, result)
+
+        guarded(action)
+
+    return command
+
+
+def _print_counts(name: str, manifest: Any) -> None:
+    counts = manifest.counts
+    if "identities" in counts and "total" in counts["identities"]:
+        people, images = counts["identities"], counts["images"]
+        console.print(
+            f"{name}: {people['kept']:,} of {people['total']:,} identities and "
+            f"{images['kept']:,} of {images['total']:,} images kept"
+        )
+    else:
+        console.print(f"{name}: done")
+
+
+for _name, _help in JOBS.items():
+    app.command(_name, help=_help)(_command(_name))
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="folder or URI of a face set")],
+) -> None:
+    """Say what is in a face set, by source and by reason of rejection."""
+    from jobs.inspection import print_inspection
+
+    guarded(lambda: print_inspection(path))
+
+
+@app.command()
+def verify(
+    path: Annotated[str, typer.Argument(help="folder or URI of a face set, or of a training set")],
+) -> None:
+    """Check digests, counts, decodability and conservation; name the bad row."""
+    from jobs.inspection import print_verification
+
+    if not guarded(lambda: print_verification(path)):
+        raise SystemExit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raypipe {raypipe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # Ray's workers find `jobs` and `actors` where the command was started from.
+    sys.path.insert(0, os.getcwd())
+
+
+if __name__ == "__main__":
+    app()

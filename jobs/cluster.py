@@ -1,0 +1,88 @@
+"""The cluster under a run: joining or starting Ray, and checking that it can hold the pools."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import ray
+from ray._private.state import state as cluster_state
+from ray.data import DataContext
+
+from raypipe.config import Build
+from raypipe.config.base import Pool
+from raypipe.errors import UserError
+
+# A stage also reads (one CPU; the write shares it), and a resumed one filters out the rows that are
+# done with an actor of its own (one CPU, one GiB). Ray Data hangs where they find no room.
+_READ_CPUS = 1
+_FILTER_CPUS = 1
+_FILTER_MEMORY = 2**30
+
+
+def connect(config: Build) -> None:
+    """Joins the configured cluster, or starts one on this machine. Doing it twice is fine."""
+    if not ray.is_initialized():
+        address = config.ray.address or os.environ.get("RAY_ADDRESS")
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.ray.num_cpus,
+                object_store_memory=config.ray.object_store_memory,
+                include_dashboard=False,
+                **quiet,
+            )
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # `jobs.progress` shows rows and images instead
+    context.execution_no_progress_timeout_s = config.ray.no_progress_seconds
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def required(pools: Sequence[Pool]) -> dict[str, float]:
+    """The least that a stage needs of a cluster: its smallest pools, a read and a filter."""
+    need: Counter[str] = Counter()
+    need["CPU"] = _READ_CPUS + _FILTER_CPUS
+    need["memory"] = _FILTER_MEMORY
+    for pool in pools:
+        need["CPU"] += pool.min * pool.num_cpus
+        need["memory"] += pool.min * (pool.memory or 0)
+        if pool.num_gpus:
+            need["GPU"] += pool.min * pool.num_gpus
+        if pool.accelerator_type:
+            # A node with the accelerator offers a whole 1 of it, and an actor takes 0.001.
+            need[f"accelerator_type:{pool.accelerator_type}"] += pool.min * 0.001
+    return dict(need)
+
+
+def offered() -> dict[str, float]:
+    """What the cluster has, or may grow to where an autoscaler says so."""
+    have = dict(ray.cluster_resources())
+    limits = cluster_state.get_max_resources_from_cluster_config() or {}
+    return {name: max(have.get(name, 0), limits.get(name, 0)) for name in have.keys() | limits.keys()}
+
+
+def preflight(job: str, pools: Sequence[Pool]) -> None:
+    """Refuses a stage that the cluster cannot hold; Ray itself would wait without a word.
+
+    Raises:
+        UserError: which resource is short, how much is needed and there.
+    """
+    need, have = required(pools), offered()
+    short = [
+        f"{_amount(name, need[name])} needed, {_amount(name, have.get(name, 0))} there"
+        for name in sorted(need)
+        if need[name] > have.get(name, 0)
+    ]
+    if short:
+        raise UserError(
+            f"{job}: the cluster cannot hold the pools and still read: {'; '.join(short)}. "
+            "Lower min or num_cpus of the pools, or add nodes "
+            "(on one machine ray.num_cpus may exceed the cores)"
+        )
+
+
+def _amount(name: str, value: float) -> str:
+    return f"{value / 2**30:.1f} GiB memory" if name == "memory" else f"{value:g} {name}"

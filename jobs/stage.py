@@ -1,0 +1,381 @@
+"""The stage runner: identities stream from a face set through actor pools into a face set.
+
+Ray Data reads, hands out, scales and writes; its row checkpoint (`ray.data.checkpoint`, keyed by
+`identity_id`) is what a killed run resumes from. The commit unit is the written block, so rows are
+cut into blocks of `ray.rows_per_block`.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
+from ray.util import metrics
+
+from jobs.cluster import connect, preflight
+from jobs.progress import Bar
+from jobs.work import begin
+from raypipe import storage
+from raypipe.config import Build
+from raypipe.config.base import Pool
+from raypipe.errors import UserError
+from raypipe.faceset import ROWS, FaceSet, from_table, to_table
+from raypipe.manifest import Counts, Manifest, read_manifest, summarise
+
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One actor pool of a stage.
+
+    Attributes:
+        name: what to call it in progress and timings.
+        actor: class built with `arguments` once per actor; an instance maps a list of identities to
+            the same identities in the same order, with images added or marked.
+        arguments: small and picklable.
+    """
+
+    name: str
+    actor: type
+    arguments: dict[str, Any]
+    pool: Pool
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class _Ledger:
+    """Sums what the actors of a stage report."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Counter[str]] = defaultdict(Counter)
+        self._actors: dict[str, set[str]] = defaultdict(set)
+
+    def add(self, step: str, actor: str, sums: dict[str, float]) -> None:
+        self._sums[step].update(sums)
+        self._actors[step].add(actor)
+
+    def read(self) -> dict[str, dict[str, float]]:
+        return {
+            step: {**sums, "actors": len(self._actors[step])} for step, sums in self._sums.items()
+        }
+
+
+class _Worker:
+    """Runs a step's actor on Arrow blocks, and measures it."""
+
+    def __init__(self, job: str, step: Step, ledger: Any) -> None:
+        self._job = job
+        self._step = step
+        self._ledger = ledger
+        self._failed: UserError | None = None
+        try:
+            self._actor = step.actor(**step.arguments)
+        except UserError as error:
+            # Raised in a constructor it would reach the driver only as text of a dead actor.
+            self._failed = error
+        tags = {"job": job, "step": step.name}
+        self._images = metrics.Counter(
+            "raypipe_images", "images that left a step", tag_keys=("job", "step")
+        )
+        self._rejected = metrics.Counter(
+            "raypipe_rejected", "images and identities rejected", tag_keys=("job", "step", "reason")
+        )
+        self._compute = metrics.Counter(
+            "raypipe_compute_seconds", "time inside a step's actor", tag_keys=("job", "step")
+        )
+        self._waiting = metrics.Counter(
+            "raypipe_wait_seconds", "time an actor waited for rows", tag_keys=("job", "step")
+        )
+        for metric in (self._images, self._compute, self._waiting, self._rejected):
+            metric.set_default_tags(tags)
+        self._id = ray.get_runtime_context().get_actor_id()
+        self._idle_since = time.perf_counter()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._failed:
+            raise self._failed
+        start = time.perf_counter()
+        identities = from_table(table)
+        before = {
+            item.identity_id: {image.image_id: image.rejected for image in item.images}
+            for item in identities
+        }
+        rejected_before = {item.identity_id: item.rejected for item in identities}
+        computing = time.perf_counter()
+        identities = self._actor(identities)
+        computed = time.perf_counter()
+        sums: Counter[str] = Counter()
+        for item in identities:
+            known = before.pop(item.identity_id)
+            assert known.keys() <= {image.image_id for image in item.images}, "an image was lost"
+            if item.rejected and not rejected_before[item.identity_id]:
+                sums[f"rejected:{item.rejected}"] += 1
+            for image in item.images:
+                if image.rejected and not known.get(image.image_id):
+                    sums[f"rejected:{image.rejected}"] += 1
+            sums["images"] += len(item.images)
+            sums["bytes"] += sum(len(image.data) for image in item.images)
+        assert not before, "an identity was lost"
+        sums["rows"] = len(identities)
+        result = to_table(identities)
+        end = time.perf_counter()
+        sums["wait_seconds"] = start - self._idle_since
+        sums["compute_seconds"] = computed - computing
+        sums["convert_seconds"] = end - start - (computed - computing)
+        self._report(sums)
+        self._idle_since = end
+        return result
+
+    def _report(self, sums: Counter[str]) -> None:
+        self._ledger.add.remote(self._step.name, self._id, dict(sums))
+        self._images.inc(sums["images"])
+        self._compute.inc(sums["compute_seconds"])
+        self._waiting.inc(sums["wait_seconds"])
+        for name, number in sums.items():
+            if name.startswith("rejected:"):
+                self._rejected.inc(number, {"reason": name.removeprefix("rejected:")})
+
+
+def _pooled(pool: Pool) -> dict[str, Any]:
+    """Arguments of `map_batches` for a pool."""
+    return {
+        "compute": ActorPoolStrategy(min_size=pool.min, max_size=max(pool.min, pool.max)),
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus or None,
+        "memory": pool.memory,
+        "accelerator_type": pool.accelerator_type,
+    }
+
+
+def explain(job: str, error: BaseException) -> UserError | None:
+    """The user's mistake at the bottom of a Ray exception, if there is one."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, UserError):
+            return UserError(str(current))
+        if "No space left on device" in str(current):
+            return UserError(
+                f"{job}: the disk is full; free some space and run it again, it will resume"
+            )
+        if type(current).__name__ == "ExecutionTimeoutError":
+            return UserError(f"{job}: no row moved for too long and the stage was stopped: {current}")
+        current = getattr(current, "cause", None) or current.__cause__
+    return None
+
+
+def count_rows(root: str) -> int:
+    """Rows of a set, by the footers of its files."""
+    import pyarrow.parquet as pq
+
+    total = 0
+    for entry in storage.listdir(storage.join(root, ROWS)):
+        where, inner = storage.filesystem(entry.path)
+        try:
+            with where.open_input_file(inner) as stream:
+                total += pq.read_metadata(stream).num_rows
+        except (pa.ArrowInvalid, OSError):
+            continue  # cut off by a kill: Ray's checkpoint removes it on resume
+    return total
+
+
+def describe(counts: Counts, source: dict[str, Any]) -> dict[str, Any]:
+    """Counts of a stage for its manifest, checked: kept + rejected = read + made.
+
+    Raises:
+        AssertionError: where an identity or image was lost.
+    """
+    assert counts.identities == source["identities"]["total"], "identities were lost"
+    made = counts.images - source["images"]["total"]
+    assert made >= 0, "images were lost"
+    return totals(counts, images_made=made)
+
+
+def totals(counts: Counts, *, images_made: int) -> dict[str, Any]:
+    """Counts of a face set as its manifest holds them."""
+    return {
+        "identities": {
+            "total": counts.identities,
+            "kept": counts.identities_kept,
+            "rejected": dict(sorted(counts.rejected_identities.items())),
+        },
+        "images": {
+            "total": counts.images,
+            "read": counts.images - images_made,
+            "made": images_made,
+            "kept": counts.images_kept,
+            "rejected": dict(sorted(counts.rejected_images.items())),
+        },
+        "sources": {name: dict(value) for name, value in sorted(counts.sources.items())},
+        "bytes": counts.bytes,
+    }
+
+
+def run_stage(
+    config: Build,
+    *,
+    job: str,
+    source: str,
+    steps: Sequence[Step],
+    settings: dict[str, Any],
+    inputs: dict[str, str] | None = None,
+    models: Sequence[str] = (),
+) -> Manifest:
+    """Streams a face set through actor pools into `{workspace}/{job}`; resumes where it stopped.
+
+    Args:
+        source: root of the complete face set to read.
+        settings: the part of the configuration that the result depends on.
+        inputs: digests of what is read besides `source`.
+        models: weight files that the actors load.
+
+    Raises:
+        UserError: where the source is missing or unfinished, the cluster too small, the settings
+            changed since the run began, or an actor found a mistake of the user's.
+    """
+    origin = read_manifest(source)
+    if origin is None:
+        raise UserError(f"{job}: {source} is not a finished face set; run the job before it first")
+    work = begin(
+        config,
+        job=job,
+        settings=settings,
+        inputs={origin.origin.job: origin.content_digest, **(inputs or {})},
+        models=models,
+    )
+    if work.manifest:
+        return work.manifest
+    connect(config)
+    preflight(job, [step.pool for step in steps])
+    checkpoint = work.path(CHECKPOINT)
+    if not storage.exists(checkpoint):  # rows that no checkpoint knows are of no run
+        storage.delete(work.path(ROWS))
+    total, done = origin.counts["identities"]["total"], count_rows(work.root)
+    ledger = _Ledger.remote()
+    start = time.perf_counter()
+
+    def poll() -> tuple[int, str]:
+        try:
+            sums = ray.get(ledger.read.remote(), timeout=5).get(steps[-1].name, {})
+        except ray.exceptions.RayError:  # it is being restarted; the next poll will tell
+            return done, ""
+        rejected = int(sum(n for name, n in sums.items() if name.startswith("rejected:")))
+        rate = sums.get("images", 0) / (time.perf_counter() - start)
+        return done + int(sums.get("rows", 0)), f"{rate:,.0f} images/s, {rejected:,} rejected"
+
+    with Bar(job, total, poll):
+        _stream(config, job, source, steps, work.root, checkpoint, ledger)
+    seconds = time.perf_counter() - start
+    sums = ray.get(ledger.read.remote())
+    ray.kill(ledger)
+    for step in steps:
+        part = sums.get(step.name, Counter())
+        busy = part.get("compute_seconds", 0.0)
+        work.timing(
+            step.name,
+            seconds,
+            rows=int(part.get("rows", 0)),
+            images=int(part.get("images", 0)),
+            bytes=int(part.get("bytes", 0)),
+            actors=int(part.get("actors", 0)),
+            images_per_second_per_actor=round(part.get("images", 0) / busy, 2) if busy else 0.0,
+            compute_seconds=round(busy, 3),
+            convert_seconds=round(part.get("convert_seconds", 0.0), 3),
+            wait_seconds=round(part.get("wait_seconds", 0.0), 3),
+            rejected={
+                name.removeprefix("rejected:"): int(number)
+                for name, number in sorted(part.items())
+                if name.startswith("rejected:")
+            },
+        )
+    counts, digest = ray.get(ray.remote(num_cpus=0)(summarise).remote(work.root))
+    manifest = work.finish(describe(counts, origin.counts), digest)
+    storage.delete(checkpoint)
+    return manifest
+
+
+def _stream(
+    config: Build,
+    job: str,
+    source: str,
+    steps: Sequence[Step],
+    root: str,
+    checkpoint: str,
+    ledger: Any,
+) -> None:
+    context = DataContext.get_current()
+    where, rows = storage.filesystem(storage.join(source, ROWS))
+    out_where, out = storage.filesystem(storage.join(root, ROWS))
+    # Kept until the manifest is written: without it a kill in between would write every row again.
+    context.checkpoint_config = CheckpointConfig(
+        id_column="identity_id",
+        checkpoint_path=storage.filesystem(checkpoint)[1],
+        override_filesystem=out_where,
+        delete_checkpoint_on_success=False,
+    )
+    try:
+        data = ray.data.read_parquet(rows, filesystem=where)
+        data = data.repartition(target_num_rows_per_block=config.ray.rows_per_block)
+        for step in steps:
+            data = data.map_batches(
+                _Worker,
+                fn_constructor_kwargs={"job": job, "step": step, "ledger": ledger},
+                batch_format="pyarrow",
+                batch_size=step.pool.batch_size,
+                **_pooled(step.pool),
+            )
+        data.write_parquet(out, filesystem=out_where)
+    except Exception as error:
+        if mistake := explain(job, error):
+            raise mistake from None
+        raise
+    finally:
+        context.checkpoint_config = None
+
+
+class _FileWorker:
+    """Runs a map_files actor on one file a call."""
+
+    def __init__(self, actor: type, arguments: dict[str, Any]) -> None:
+        self._actor = actor(**arguments)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.concat_tables([self._actor(path) for path in batch["path"].to_pylist()])
+
+
+def map_files(
+    config: Build,
+    files: Sequence[str],
+    actor: type,
+    arguments: dict[str, Any],
+    pool: Pool,
+) -> list["ray.ObjectRef[pa.Table]"]:
+    """Maps each file of a face set to a small table, for a global pass over embeddings.
+
+    Args:
+        actor: class built with `arguments`; an instance maps a path to a `pa.Table`.
+
+    Returns:
+        References to the tables, in no particular order and perhaps several files to one: sort by a
+        column. They stay in the object store; read them in a task, not on the driver.
+    """
+    connect(config)
+    preflight("map_files", [pool])
+    data = ray.data.from_arrow(pa.table({"path": list(files)}))
+    data = data.repartition(target_num_rows_per_block=1).map_batches(
+        _FileWorker,
+        fn_constructor_kwargs={"actor": actor, "arguments": arguments},
+        batch_format="pyarrow",
+        batch_size=1,
+        **_pooled(pool),
+    )
+    try:
+        return data.to_arrow_refs()
+    except Exception as error:
+        if mistake := explain("map_files", error):
+            raise mistake from None
+        raise
