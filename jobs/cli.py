@@ -1,8 +1,6 @@
 """The command line: one command a job, and a few to look at what they made."""
 
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -133,8 +131,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    # Ray's workers find `jobs` and `actors` where the command was started from.
-    sys.path.insert(0, os.getcwd())
+    pass
 
 
 if __name__ == "__main__":

@@ -315,6 +315,11 @@ class FaceSet:
         for batch in self._batches(files, columns, rows):
             yield pa.Table.from_batches([batch])
 
+    def tables_of(self, path: str) -> Iterator[pa.Table]:
+        """Whole rows of one file, a few at a time."""
+        for batch in self._batches([path], None):
+            yield pa.Table.from_batches([batch])
+
     def iter_identities(self, files: Iterable[str] | None = None) -> Iterator[Identity]:
         """Every identity with its images, a few rows in memory at a time."""
         for batch in self._batches(files, None):

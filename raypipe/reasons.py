@@ -1,0 +1,27 @@
+"""Why images and identities are rejected, in words for a person."""
+
+REASONS = {
+    "ingest:not_an_image": "the file is not an image",
+    "ingest:corrupt": "the image cannot be decoded",
+    "ingest:truncated": "the file ends in the middle of the image",
+    "ingest:too_large": "the file or its picture is larger than allowed",
+    "ingest:empty": "the folder holds no file",
+    "ingest:bad_name": "the name of the folder is not UTF-8",
+    "ingest:outside": "a link leads out of the folder",
+    "align:no_face": "no face was found",
+    "align:replaced_by_crop": "its aligned crop is used in its place",
+    "embed:corrupt": "the image cannot be decoded",
+    "clean:other_person": "shows somebody else than the rest of the folder",
+    "clean:near_duplicate": "the same picture as another one of the folder",
+    "clean:inconsistent": "no two of its images agree on one person",
+    "clean:duplicate_identity": "the same person as another identity",
+    "screen:in_gallery": "the person is in a public gallery",
+    "screen:not_unique": "too much like another identity",
+    "assemble:too_few": "fewer usable images than an identity needs",
+    "assemble:surplus": "more images than the set takes of an identity",
+}
+
+
+def explain(reason: str) -> str:
+    """The sentence for a reason "job:reason"."""
+    return REASONS[reason]
