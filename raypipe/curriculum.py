@@ -1,0 +1,155 @@
+"""Who makes the training set, under which label, and in which order the images come.
+
+One deterministic pass over small rows (no image byte): numpy and Arrow columns, no Python object
+per image, so 300,000 identities of 50 images are planned in seconds.
+
+The curriculum is the one of HGF (arXiv 2508.10672; Ferry-Li/datacv_fr, `merge_dataset.py`): a lost
+identity is replaced by one synthetic identity, drawn at random, and synthetic identities come
+first. There it is only the order of a list, which the official trainer sorts away; here it is the
+order of the rows of the set. Inside a phase all images are shuffled, so that a batch holds many
+identities.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet
+from raypipe.seeding import generator
+
+TOO_FEW = "assemble:too_few"
+SURPLUS = "assemble:surplus"
+
+PLAN = pa.schema(
+    [
+        ("identity_id", pa.string()),
+        ("index", pa.int64()),
+        ("source", pa.string()),
+        ("rejected", pa.string()),  # by an earlier job or by the plan; None: in the set
+        ("kept", pa.int32()),  # images not rejected so far
+        ("phase", pa.int32()),  # None: not in the set
+        ("label", pa.int64()),  # 0..K-1, None: not in the set
+    ]
+)
+
+
+def small_rows(face_set: FaceSet, files: Iterable[str] | None = None) -> pa.Table:
+    """What the plan is made from: identity_id, index, source, rejected, and images kept (int32)."""
+    heads = ["identity_id", "index", "source", "rejected"]
+    parts = []
+    for table in face_set.tables([*heads, "images.list.element.rejected"], files):
+        images = table["images"].combine_chunks()
+        kept_before = np.concatenate([[0], images.flatten().field("rejected").is_null()]).cumsum()
+        ends = np.cumsum(pc.fill_null(images.value_lengths(), 0).to_numpy())
+        starts = np.concatenate([[0], ends[:-1]])
+        kept = (kept_before[ends] - kept_before[starts]).astype(np.int32)
+        parts.append(table.select(heads).append_column("kept", pa.array(kept)))
+    return pa.concat_tables(parts)
+
+
+def make_plan(
+    rows: pa.Table,
+    *,
+    min_images: int,
+    phases: Sequence[str],
+    replacement: str | None,
+    seed: int,
+) -> pa.Table:
+    """Decides who is in the set, and gives the labels.
+
+    An identity is lost when an earlier job rejected it or fewer than `min_images` of its images are
+    kept. With a replacement source, as many of its identities as others were lost are drawn, the
+    rest are surplus. Labels are dense, in the order of the phases and then of the index.
+
+    Args:
+        rows: as `small_rows` returns them, in any order.
+        min_images: kept images that an identity needs.
+        phases: sources in the order of training.
+        replacement: source whose identities only replace lost ones; None: all sources in full.
+        seed: of the draw.
+
+    Returns:
+        A table of `PLAN`, in the order of the index.
+
+    Raises:
+        UserError: where a source has no phase, or nobody is left.
+    """
+    rows = rows.sort_by("index")
+    source = np.asarray(rows["source"].to_pylist(), dtype=object)
+    admitted = rows["rejected"].is_null().to_numpy()
+    for name in np.unique(source[admitted].astype(str)):
+        if name not in phases:
+            raise UserError(
+                f"assemble.phases: there are identities of source {name!r}, which is in none of "
+                f"the phases {list(phases)}; add it"
+            )
+    enough = admitted & (rows["kept"].to_numpy() >= min_images)
+    stands_in = source == replacement
+    spare = np.flatnonzero(stands_in & enough)
+    lost = int(np.count_nonzero(~stands_in & ~enough))
+    rng = generator(seed, replacement or "", stream="assemble:replacement")
+    surplus = np.zeros(len(rows), dtype=bool)
+    surplus[rng.permutation(spare)[lost:]] = True
+    chosen = np.flatnonzero(enough & ~surplus)
+    if not len(chosen):
+        raise UserError(
+            f"assemble.min_images: none of the {len(rows)} identities has {min_images} kept images"
+        )
+    reasons = np.asarray(rows["rejected"].to_pylist(), dtype=object)
+    reasons[admitted & ~enough] = TOO_FEW
+    reasons[surplus] = SURPLUS
+    of_source = {name: number for number, name in enumerate(phases)}
+    phase = np.array([of_source[name] for name in source[chosen]], dtype=np.int32)
+    in_order = chosen[np.argsort(phase, kind="stable")]
+    return (
+        rows.select(["identity_id", "index", "source"])
+        .append_column("rejected", pa.array(reasons, pa.string()))
+        .append_column("kept", rows["kept"])
+        .append_column("phase", _column(len(rows), chosen, phase, pa.int32()))
+        .append_column("label", _column(len(rows), in_order, np.arange(len(chosen)), pa.int64()))
+        .cast(PLAN)
+    )
+
+
+def _column(length: int, places: np.ndarray, values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """Values at their places, null elsewhere."""
+    full = np.zeros(length, dtype=np.int64)
+    full[places] = values
+    absent = np.ones(length, dtype=bool)
+    absent[places] = False
+    return pa.array(full, kind, mask=absent)
+
+
+def image_positions(plan: pa.Table, images_per_identity: int, seed: int) -> np.ndarray:
+    """Where every image of the set stands: phase after phase, shuffled inside a phase.
+
+    Returns:
+        int64 (identities × images_per_identity,): the position of image `i` of label `l` is at
+        `l * images_per_identity + i`; a permutation of 0..N-1.
+    """
+    phase = plan["phase"].drop_null().to_numpy()
+    parts, start = [], 0
+    for number in range(int(phase.max()) + 1):
+        count = int(np.count_nonzero(phase == number)) * images_per_identity
+        rng = generator(seed, "", number, stream="assemble:order")
+        parts.append(start + rng.permutation(count))
+        start += count
+    return np.concatenate(parts)
+
+
+def choose_images(
+    kept: int, images_per_identity: int, seed: int, identity_id: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which kept images of an identity stay, and which are augmented to fill it up.
+
+    Returns:
+        Two int64 arrays of indices into the kept images: those that stay, ascending, and one
+        parent, drawn with replacement, for every image to add. Together images_per_identity.
+    """
+    rng = generator(seed, identity_id, stream="assemble:choose")
+    stay = np.sort(rng.permutation(kept)[:images_per_identity])
+    parents = rng.integers(0, kept, images_per_identity - len(stay))
+    return stay, parents

@@ -1,0 +1,147 @@
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypipe import curriculum
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet, Identity, Image, write_rows
+
+SETTINGS = {"min_images": 10, "phases": ["new", "base"], "replacement": "new", "seed": 3}
+
+
+def rows(*people: tuple[str, int, str | None]) -> pa.Table:
+    """(source, kept, rejected) of each identity, in the order of the index."""
+    return pa.table(
+        {
+            "identity_id": [f"{source}/{k}" for k, (source, _, _) in enumerate(people)],
+            "index": pa.array(range(len(people)), pa.int64()),
+            "source": [source for source, _, _ in people],
+            "rejected": pa.array([rejected for _, _, rejected in people], pa.string()),
+            "kept": pa.array([kept for _, kept, _ in people], pa.int32()),
+        }
+    )
+
+
+def in_set(plan: pa.Table) -> dict[str, int]:
+    pairs = zip(plan["identity_id"].to_pylist(), plan["label"].to_pylist(), strict=True)
+    return {identity_id: label for identity_id, label in pairs if label is not None}
+
+
+def reasons(plan: pa.Table) -> list[str | None]:
+    return plan["rejected"].to_pylist()
+
+
+def test_lost_identities_are_replaced_one_for_one():
+    base = [("base", 20, None)] * 6 + [("base", 9, None), ("base", 20, "screen:gallery")]
+    new = [("new", 50, None)] * 5 + [("new", 3, None)]
+    plan = curriculum.make_plan(rows(*base, *new), **SETTINGS)
+    assert reasons(plan)[:8] == [None] * 6 + ["assemble:too_few", "screen:gallery"]
+    assert reasons(plan)[8:13].count(None) == 2
+    assert reasons(plan)[8:13].count("assemble:surplus") == 3
+    assert reasons(plan)[13] == "assemble:too_few"
+    labels = in_set(plan)
+    assert sorted(labels.values()) == list(range(8))
+    # Synthetic identities come first, and have the first labels.
+    assert {name.split("/")[0] for name, label in labels.items() if label < 2} == {"new"}
+    assert [labels[f"base/{k}"] for k in range(6)] == [2, 3, 4, 5, 6, 7]
+    assert plan.filter(pa.compute.is_valid(plan["label"]))["phase"].to_pylist() == [1] * 6 + [0] * 2
+
+
+def test_too_few_spares_and_none():
+    base = [("base", 20, None)] * 3 + [("base", 0, None)] * 3
+    assert len(in_set(curriculum.make_plan(rows(*base, ("new", 10, None)), **SETTINGS))) == 4
+    assert len(in_set(curriculum.make_plan(rows(*base), **SETTINGS))) == 3
+
+
+def test_without_a_replacement_source_everyone_is_in():
+    plan = curriculum.make_plan(
+        rows(("base", 20, None), ("new", 50, None), ("new", 9, None)),
+        **{**SETTINGS, "replacement": None},
+    )
+    assert reasons(plan) == [None, None, "assemble:too_few"]
+
+
+def test_the_draw_depends_on_the_seed_not_on_the_order_of_rows():
+    people = rows(*[("base", 0, None)] * 5, *[("new", 50, None)] * 40)
+    shuffled = people.take(np.random.default_rng(0).permutation(len(people)))
+    plans = [
+        curriculum.make_plan(table, **{**SETTINGS, "seed": seed})
+        for table, seed in [(people, 1), (shuffled, 1), (people, 2)]
+    ]
+    assert plans[0].equals(plans[1])
+    assert in_set(plans[0]).keys() != in_set(plans[2]).keys()
+
+
+def test_a_source_without_a_phase_and_nobody_left_are_errors():
+    with pytest.raises(UserError, match=r"assemble\.phases.*'other'"):
+        curriculum.make_plan(rows(("other", 20, None)), **SETTINGS)
+    with pytest.raises(UserError, match="min_images"):
+        curriculum.make_plan(rows(("base", 9, None)), **SETTINGS)
+
+
+def test_positions_are_phases_in_order_and_mixed_inside():
+    plan = curriculum.make_plan(
+        rows(*[("base", 20, None)] * 80, *[("base", 0, None)] * 20, *[("new", 50, None)] * 20),
+        **SETTINGS,
+    )
+    positions = curriculum.image_positions(plan, 50, seed=3)
+    assert sorted(positions) == list(range(100 * 50))
+    assert sorted(positions[: 20 * 50]) == list(range(20 * 50))
+    label_at = np.empty(5000, dtype=int)
+    label_at[positions] = np.arange(5000) // 50
+    # A window of 500 images of the 80 identities of a phase meets nearly all of them.
+    for start in range(1000, 5000, 500):
+        assert len(np.unique(label_at[start : start + 500])) > 70
+    other = curriculum.image_positions(plan, 50, seed=4)
+    assert (other != positions).mean() > 0.99
+
+
+def test_choice_of_images():
+    stay, parents = curriculum.choose_images(12, 50, 0, "a")
+    assert stay.tolist() == list(range(12))
+    assert len(parents) == 38
+    assert set(parents) <= set(range(12))
+    stay, parents = curriculum.choose_images(80, 50, 0, "a")
+    assert len(set(stay)) == 50
+    assert (np.diff(stay) > 0).all()
+    assert len(parents) == 0
+    assert stay.tolist() == curriculum.choose_images(80, 50, 0, "a")[0].tolist()
+    assert stay.tolist() != curriculum.choose_images(80, 50, 0, "b")[0].tolist()
+
+
+def test_small_rows_count_kept_images_over_files_and_empty_identities(tmp_path):
+    def person(number: int, reasons: list[str | None]) -> Identity:
+        images = [
+            Image(image_id=str(k), data=b"x" * 1000, source="s", rejected=reason)
+            for k, reason in enumerate(reasons)
+        ]
+        return Identity(identity_id=str(number), index=number, source="base", images=images)
+
+    write_rows(str(tmp_path), "a.parquet", [person(0, [None, "a:b", None]), person(1, [])])
+    write_rows(str(tmp_path), "b.parquet", [person(2, ["a:b"]), person(3, [None])])
+    table = curriculum.small_rows(FaceSet(str(tmp_path)))
+    assert table["identity_id"].to_pylist() == ["0", "1", "2", "3"]
+    assert table["kept"].to_pylist() == [2, 0, 0, 1]
+
+
+def test_planning_takes_a_few_numbers_of_memory_an_image():
+    count = 30_000
+    people = pa.table(
+        {
+            "identity_id": [f"{k:07d}" for k in range(count)],
+            "index": pa.array(range(count), pa.int64()),
+            "source": ["base"] * count,
+            "rejected": pa.nulls(count, pa.string()),
+            "kept": pa.array(np.full(count, 20), pa.int32()),
+        }
+    )
+    tracemalloc.start()
+    plan = curriculum.make_plan(people, **SETTINGS)
+    positions = curriculum.image_positions(plan, 50, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert positions.shape == (1_500_000,)
+    # 8 bytes an image for the result and for the permutation it is copied from, and some rows.
+    assert peak < 40 * 1_500_000
