@@ -1,0 +1,114 @@
+"""Reads the base set into a face set: a row an identity, with the bytes of its images.
+
+The source is listed first, into a face set of rows without bytes; the stage then maps those rows,
+so that it resumes like any other. The listing is made anew at every run, which is how a changed source
+is noticed.
+"""
+
+import hashlib
+import tempfile
+import time
+from itertools import islice
+
+from actors.read import ReadActor
+from jobs.progress import console
+from jobs.stage import Step, run_stage, totals
+from raypipe import storage
+from raypipe.config import Build
+from raypipe.config.align import AlignerConfig
+from raypipe.faceset import ROWS, write_rows
+from raypipe.formats import open_reader
+from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
+
+LISTING = "listing"
+_ROWS_PER_FILE = 1024
+_SLOW_SECONDS = 5
+
+
+def run(config: Build) -> Manifest:
+    """Ingests the configured base set into `{workspace}/ingest`."""
+    return ingest_folder(
+        config,
+        job="ingest",
+        path=config.ingest.path,
+        source=config.ingest.source,
+        aligner=config.ingest.aligner,
+    )
+
+
+def ingest_folder(
+    config: Build, *, job: str, path: str, source: str, aligner: AlignerConfig | None = None
+) -> Manifest:
+    """Ingests what lies at a path into `{workspace}/{job}`; limits and pool are `config.ingest`'s.
+
+    Args:
+        job: output folder, such as "ingest" or "screen/galleries/orl/ingest".
+        path: local path or URI of a set in a format that `raypipe.formats` reads.
+        source: name the identities carry.
+        aligner: aligns every image; none where they are aligned.
+
+    Raises:
+        UserError: where the path is missing or no set, or it changed since the job was begun.
+    """
+    limit = config.ingest.max_bytes
+    listing = storage.join(config.workspace, job, LISTING)
+    fingerprint = write_listing(listing, path, job=job, source=source, max_bytes=limit)
+    steps = [
+        Step(
+            name="read",
+            actor=ReadActor,
+            arguments={"path": path, "source": source, "max_bytes": limit},
+            pool=config.ingest.pool,
+        )
+    ]
+    return run_stage(
+        config,
+        job=job,
+        source=listing,
+        steps=steps,
+        settings={"max_bytes": limit, "source": source},
+        inputs={"files": fingerprint},
+    )
+
+
+def write_listing(root: str, path: str, *, job: str, source: str, max_bytes: int) -> str:
+    """Lists a source into the face set `root`, which is left alone where it says the same already.
+
+    Returns:
+        Hex SHA-256 over the paths, sizes and times of the files listed.
+    """
+    listings = open_reader(path, source=source, max_bytes=max_bytes).identities()
+    digest, count, start = hashlib.sha256(), 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as made, console.status(f"{job}: listing {path}") as status:
+        while part := list(islice(listings, _ROWS_PER_FILE)):
+            write_rows(made, f"{count:09d}.parquet", [listing.identity for listing in part])
+            for listing in part:
+                digest.update(f"{listing.identity.identity_id}\0{listing.fingerprint}\0".encode())
+            count += len(part)
+            status.update(f"{job}: listing {path}: {count:,} identities")
+        _publish(made, root, job, digest.hexdigest())
+    if time.monotonic() - start > _SLOW_SECONDS:
+        console.print(f"{job}: listed {count:,} identities of {path}")
+    return digest.hexdigest()
+
+
+def _publish(made: str, root: str, job: str, fingerprint: str) -> None:
+    """Puts a listing in its place, unless it is there already."""
+    origin = Origin(job=f"{job}/{LISTING}", settings={}, inputs={"files": fingerprint}, models={})
+    earlier = read_manifest(root)
+    if earlier is not None and earlier.origin == origin:
+        return
+    storage.delete(root)
+    for entry in storage.listdir(storage.join(made, ROWS)):
+        storage.write_bytes(storage.join(root, ROWS, entry.name), storage.read_bytes(entry.path))
+    counts, content = summarise(root)
+    write_manifest(
+        root,
+        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=content),
+    )
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_for
+
+    main_for("ingest")

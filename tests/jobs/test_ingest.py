@@ -1,0 +1,137 @@
+"""The ingest job, through Ray."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.ingest import ingest_folder, run, write_listing
+from raypipe.config import Build, parse
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet
+from raypipe.images import encode_jpeg
+from raypipe.manifest import read_manifest
+
+
+def jpeg(seed: int) -> bytes:
+    return encode_jpeg(np.random.default_rng(seed).integers(0, 256, (24, 24, 3), np.uint8))
+
+
+def make_set(root: Path, people: int = 12, images: int = 3) -> Path:
+    for i in range(people):
+        (root / f"p{i}").mkdir(parents=True)
+        for k in range(images):
+            (root / f"p{i}" / f"{k}.jpg").write_bytes(jpeg(100 * i + k))
+    return root
+
+
+def build(tmp_path: Path, *overrides: str) -> Build:
+    values = {
+        "workspace": str(tmp_path / "work"),
+        "embedder": {"kind": "dlib"},
+        "ingest": {"path": str(tmp_path / "set")},
+        "ray": {"rows_per_block": 4},
+    }
+    return parse(values, "test", list(overrides))
+
+
+def test_a_listing_is_written_once_and_again_when_the_source_changes(tmp_path: Path) -> None:
+    source = make_set(tmp_path / "set", people=3)
+
+    def listed() -> tuple[str, int]:
+        digest = write_listing(
+            str(tmp_path / "listing"), str(source), job="ingest", source="base", max_bytes=9999
+        )
+        return digest, (tmp_path / "listing" / "manifest.json").stat().st_mtime_ns
+
+    first = listed()
+    assert listed() == first
+    found = list(FaceSet(str(tmp_path / "listing")).iter_identities())
+    assert [identity.identity_id for identity in found] == ["p0", "p1", "p2"]
+    assert {image.data for identity in found for image in identity.images} == {b""}
+    counts = read_manifest(str(tmp_path / "listing")).counts
+    assert counts["images"]["total"] == counts["images"]["read"] == 9
+
+    (source / "p1" / "1.jpg").unlink()
+    assert listed()[0] != first[0]
+    assert read_manifest(str(tmp_path / "listing")).counts["images"]["total"] == 8
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file", "empty"])
+def test_what_is_no_set_fails_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(jpeg(0))
+    (tmp_path / "empty").mkdir()
+    config = build(tmp_path, f"ingest.path={tmp_path / name}")
+    with pytest.raises(UserError, match=str(tmp_path / name)):
+        run(config)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.fixture(scope="module")
+def messy(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A set with one of everything that can be wrong, ingested into its `work` folder."""
+    folder = tmp_path_factory.mktemp("messy")
+    source = make_set(folder / "set")
+    (source / "p2" / "1.jpg").write_bytes(jpeg(201)[:-100])
+    (source / "p3" / "notes.txt").write_bytes(b"who took these")
+    (source / "p4" / "0.jpg").write_bytes(jpeg(400) + bytes(200_000))
+    (source / "p5" / "deep" / "deeper").mkdir(parents=True)
+    (source / "empty").mkdir()
+    (source / "readme.txt").write_bytes(b"twelve people")
+    os.mkdir(os.fsencode(source) + b"/\xff")
+    Path(os.fsdecode(os.fsencode(source) + b"/\xff/0.jpg")).write_bytes(jpeg(0))
+    run(build(folder, "ingest.max_bytes=100000"))
+    return folder
+
+
+@pytest.mark.slow
+def test_every_file_is_kept_or_counted(messy: Path) -> None:
+    manifest = read_manifest(str(messy / "work" / "ingest"))
+    assert manifest.counts["identities"] == {
+        "total": 15,
+        "kept": 12,
+        "rejected": {"ingest:bad_name": 1, "ingest:empty": 1, "ingest:stray": 1},
+    }
+    assert manifest.counts["images"] == {
+        "total": 40,
+        "read": 40,
+        "made": 0,
+        "kept": 34,
+        "rejected": {
+            "ingest:bad_name": 1,
+            "ingest:file_too_large": 1,
+            "ingest:nested": 1,
+            "ingest:not_an_image": 1,
+            "ingest:stray": 1,
+            "ingest:truncated": 1,
+        },
+    }
+    rows = {i.identity_id: i for i in FaceSet(str(messy / "work" / "ingest")).iter_identities()}
+    assert rows["p10"].index > rows["p9"].index
+    assert [image.data for image in rows["p7"].images] == [jpeg(700 + k) for k in range(3)]
+    assert rows["p2"].images[1].data == jpeg(201)[:-100]
+
+
+@pytest.mark.slow
+def test_another_place_and_other_pools_give_the_same_content(messy: Path) -> None:
+    pool = "ingest.pool={min: 2, max: 2, batch_size: 1}"
+    config = build(messy, "ingest.max_bytes=100000", pool, f"workspace={messy / 'elsewhere'}")
+    path = str(messy / "set")
+    manifest = ingest_folder(config, job="screen/galleries/g/ingest", path=path, source="base")
+    assert manifest == read_manifest(str(messy / "elsewhere" / "screen/galleries/g/ingest"))
+    first = read_manifest(str(messy / "work" / "ingest"))
+    assert manifest.content_digest == first.content_digest
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_a_changed_source_is_noticed(messy: Path) -> None:
+    config = build(messy, "ingest.max_bytes=100000")
+    files = [path for path in (messy / "work").rglob("*") if path.is_file()]
+    times = [path.stat().st_mtime_ns for path in files]
+    assert run(config) == read_manifest(str(messy / "work" / "ingest"))
+    assert [path.stat().st_mtime_ns for path in files] == times
+
+    os.utime(messy / "set" / "p1" / "1.jpg", ns=(0, 0))
+    with pytest.raises(UserError, match=r"inputs\.files .* → "):
+        run(config)
