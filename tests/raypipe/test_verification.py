@@ -1,0 +1,178 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypipe.errors import UserError
+from raypipe.verification import (
+    SCHEMA,
+    histogram,
+    read_pairs,
+    squared_distances,
+    unit,
+    verify,
+)
+
+
+def made_pairs(pairs=300, folds=10, spread=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    first = rng.standard_normal((pairs, 8))
+    same = np.arange(pairs) % 2 == 0
+    second = np.where(same[:, None], first + spread * rng.standard_normal((pairs, 8)), 0)
+    second[~same] = rng.standard_normal((np.sum(~same), 8))
+    return first, second, same, np.repeat(np.arange(folds), pairs // folds)
+
+
+def scalar_protocol(distances, same, folds, fars):
+    """The protocol as it is written down, one threshold and one pair at a time."""
+    n = len(distances)
+    accuracies, tars = [], {far: [] for far in fars}
+    for fold in sorted(set(folds)):
+        train = [i for i in range(n) if folds[i] != fold]
+        test = [i for i in range(n) if folds[i] == fold]
+
+        def accuracy(rows, t):
+            return sum((distances[i] < t) == bool(same[i]) for i in rows) / len(rows)
+
+        best, best_accuracy = 0.0, -1.0
+        for k in range(400):
+            if accuracy(train, k * 0.01) > best_accuracy:
+                best, best_accuracy = k * 0.01, accuracy(train, k * 0.01)
+        accuracies.append(accuracy(test, best))
+
+        impostors = sorted(distances[i] for i in train if not same[i])
+        for far in fars:
+            rates, below = [], 0
+            for k in range(4000):
+                while below < len(impostors) and impostors[below] < k * 0.001:
+                    below += 1
+                rates.append(below / len(impostors))
+            threshold = 0.0
+            for k in range(3999):
+                if rates[k] <= far < rates[k + 1]:
+                    part = (far - rates[k]) / (rates[k + 1] - rates[k])
+                    threshold = (k + part) * 0.001
+            genuine = [i for i in test if same[i]]
+            tars[far].append(sum(distances[i] < threshold for i in genuine) / len(genuine))
+    return accuracies, {far: sum(values) / len(values) for far, values in tars.items()}
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_equals_the_protocol_written_with_scalars(spread):
+    first, second, same, folds = made_pairs(spread=spread)
+    distances = squared_distances(unit(first), unit(second))
+    result = verify(distances, same, folds, [0.01, 0.1])
+    accuracies, tars = scalar_protocol(distances.tolist(), same, folds.tolist(), [0.01, 0.1])
+    assert result.accuracies == pytest.approx(accuracies)
+    for far, expected in tars.items():
+        assert result.tars[far][0] == pytest.approx(expected)
+
+
+def test_folds_are_those_of_kfold_without_shuffle():
+    from sklearn.model_selection import KFold
+
+    first, _, _, folds = made_pairs()
+    parts = [test.tolist() for _, test in KFold(10, shuffle=False).split(first)]
+    assert parts == [np.flatnonzero(folds == fold).tolist() for fold in range(10)]
+
+
+def test_curve_and_area_are_those_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    first, second, same, folds = made_pairs(pairs=3000, spread=1.5)
+    distances = squared_distances(unit(first), unit(second))
+    result = verify(distances, same, folds, [0.01])
+    assert result.auc == pytest.approx(roc_auc_score(same, -distances))
+    false, true, _ = roc_curve(same, -distances, drop_intermediate=False)
+    known = set(zip(false.round(9).tolist(), true.round(9).tolist(), strict=True))
+    assert {(round(a, 9), round(b, 9)) for a, b in result.roc} <= known
+    assert result.roc[0][0] == 0
+    assert result.roc[-1] == (1.0, 1.0)
+    assert 100 < len(result.roc) <= 200
+
+
+def test_ties_count_half_in_the_area():
+    distances = np.array([1.0, 1.0, 1.0, 1.0])
+    same = np.array([True, False, True, False])
+    assert verify(distances, same, np.array([0, 0, 1, 1]), [0.1]).auc == pytest.approx(0.5)
+
+
+def test_perfect_separation_and_its_opposite():
+    same = np.arange(40) % 2 == 0
+    folds = np.repeat(np.arange(10), 4)
+    perfect = verify(np.where(same, 0.5, 1.5), same, folds, [0.001, 0.1])
+    assert perfect.accuracies == [1.0] * 10
+    assert perfect.auc == 1.0
+    assert perfect.tars[0.1][0] == 1.0
+    wrong = verify(np.where(same, 1.5, 0.5), same, folds, [0.1])
+    assert wrong.auc == 0.0
+    assert wrong.tars[0.1][0] == 0.0
+
+
+def test_a_rate_the_other_folds_never_reach_accepts_nobody():
+    same = np.arange(40) % 2 == 0
+    distances = np.where(same, 0.5, 4.0)  # no impostor lies below the last threshold
+    result = verify(distances, same, np.repeat(np.arange(10), 4), [0.1])
+    assert result.tars[0.1] == (0.0, 0.0, 0.0)
+
+
+def test_unit_scales_rows_and_leaves_zero_alone():
+    rows = unit(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    assert rows.tolist() == [[0.6, 0.8], [0.0, 0.0]]
+
+
+def test_histogram_counts_every_pair_once():
+    first, second, same, _ = made_pairs()
+    counts = histogram(squared_distances(unit(first), unit(second)), same)
+    assert sum(counts["genuine"]) == same.sum()
+    assert sum(counts["impostor"]) == (~same).sum()
+    assert len(counts["edges"]) == len(counts["genuine"]) + 1
+
+
+def table(rows=8, **columns):
+    values = {
+        "first": [b"a"] * rows,
+        "second": [b"b"] * rows,
+        "same": [i % 2 == 0 for i in range(rows)],
+        "first_id": ["x"] * rows,
+        "second_id": ["y"] * rows,
+        "fold": [i // 4 for i in range(rows)],
+    } | columns
+    return pa.table(values)
+
+
+def test_reads_what_was_written(tmp_path):
+    path = str(tmp_path / "pairs.parquet")
+    pq.write_table(table().cast(SCHEMA), path)
+    pairs = read_pairs(path, "orl")
+    assert pairs.first == [b"a"] * 8
+    assert pairs.same.tolist() == [True, False] * 4
+    assert pairs.folds.tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (table().drop_columns(["same"]), "no column 'same'"),
+        (table(fold=["one"] * 8), "column 'fold' should be int32"),
+        (table(first=[b"a"] * 7 + [None]), "row 7: no first"),
+        (table(fold=[0] * 8), "two values or more"),
+        (table(fold=[1] * 4 + [0] * 4), "must rise"),
+        (table(same=[True, False] * 2 + [True] * 4), "fold 1 needs genuine and impostor"),
+    ],
+)
+def test_refuses_a_broken_set(tmp_path, broken, message):
+    path = str(tmp_path / "pairs.parquet")
+    pq.write_table(broken, path)
+    with pytest.raises(UserError, match=message) as caught:
+        read_pairs(path, "orl")
+    assert "'orl'" in str(caught.value)
+
+
+def test_refuses_a_missing_file_and_what_is_no_parquet(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_pairs(str(tmp_path / "none.parquet"), "orl")
+    path = tmp_path / "text.parquet"
+    path.write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="not Parquet"):
+        read_pairs(str(path), "orl")
