@@ -11,17 +11,21 @@ identities.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.seeding import generator
 
 TOO_FEW = "assemble:too_few"
 SURPLUS = "assemble:surplus"
+SPARE = "assemble:spare"
 
 PLAN = pa.schema(
     [
@@ -62,7 +66,7 @@ def make_plan(
 
     An identity is lost when an earlier job rejected it or fewer than `min_images` of its images are
     kept. With a replacement source, as many of its identities as others were lost are drawn, the
-    rest are surplus. Labels are dense, in the order of the phases and then of the index.
+    rest are spare. Labels are dense, in the order of the phases and then of the index.
 
     Args:
         rows: as `small_rows` returns them, in any order.
@@ -88,19 +92,19 @@ def make_plan(
             )
     enough = admitted & (rows["kept"].to_numpy() >= min_images)
     stands_in = source == replacement
-    spare = np.flatnonzero(stands_in & enough)
     lost = int(np.count_nonzero(~stands_in & ~enough))
     rng = generator(seed, replacement or "", stream="assemble:replacement")
-    surplus = np.zeros(len(rows), dtype=bool)
-    surplus[rng.permutation(spare)[lost:]] = True
-    chosen = np.flatnonzero(enough & ~surplus)
+    spare = rng.permutation(np.flatnonzero(stands_in & enough))[lost:]
+    in_set = enough.copy()
+    in_set[spare] = False
+    chosen = np.flatnonzero(in_set)
     if not len(chosen):
         raise UserError(
             f"assemble.min_images: none of the {len(rows)} identities has {min_images} kept images"
         )
     reasons = np.asarray(rows["rejected"].to_pylist(), dtype=object)
     reasons[admitted & ~enough] = TOO_FEW
-    reasons[surplus] = SURPLUS
+    reasons[spare] = SPARE
     of_source = {name: number for number, name in enumerate(phases)}
     phase = np.array([of_source[name] for name in source[chosen]], dtype=np.int32)
     in_order = chosen[np.argsort(phase, kind="stable")]
@@ -121,6 +125,46 @@ def _column(length: int, places: np.ndarray, values: np.ndarray, kind: pa.DataTy
     absent = np.ones(length, dtype=bool)
     absent[places] = False
     return pa.array(full, kind, mask=absent)
+
+
+def write_plan(path: str, plan: pa.Table) -> None:
+    """Stores a plan as Parquet."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(plan, buffer)
+    storage.write_bytes(path, buffer.getvalue())
+
+
+def read_plan(path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a stored plan, or some of its columns in the order asked for."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+    return table.select(columns) if columns else table
+
+
+def summarise(plan: pa.Table, images_per_identity: int) -> dict[str, Any]:
+    """Counts of the set a plan makes, in total and by source in the order of the phases.
+
+    Returns:
+        identities, images, kept (images as they came), augmented, surplus (kept images of these
+        identities that are not taken); `sources`: the same for each source.
+    """
+    chosen = plan.filter(pc.is_valid(plan["label"])).sort_by("phase")
+    taken = pc.min_element_wise(chosen["kept"], images_per_identity)
+    columns = {
+        "identities": pa.array(np.ones(len(chosen), dtype=np.int64)),
+        "images": pa.array(np.full(len(chosen), images_per_identity)),
+        "kept": taken,
+        "augmented": pc.subtract(images_per_identity, taken),
+        "surplus": pc.subtract(chosen["kept"], taken),
+    }
+    table = pa.table({"source": chosen["source"], **columns})
+    sums = table.group_by("source", use_threads=False).aggregate(
+        [(name, "sum") for name in columns]
+    )
+    by_source = {
+        row["source"]: {name: row[f"{name}_sum"] for name in columns} for row in sums.to_pylist()
+    }
+    total = {name: sum(counts[name] for counts in by_source.values()) for name in columns}
+    return {**total, "sources": by_source}
 
 
 def image_positions(plan: pa.Table, images_per_identity: int, seed: int) -> np.ndarray:

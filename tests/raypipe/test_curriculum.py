@@ -39,7 +39,7 @@ def test_lost_identities_are_replaced_one_for_one():
     plan = curriculum.make_plan(rows(*base, *new), **SETTINGS)
     assert reasons(plan)[:8] == [None] * 6 + ["assemble:too_few", "screen:gallery"]
     assert reasons(plan)[8:13].count(None) == 2
-    assert reasons(plan)[8:13].count("assemble:surplus") == 3
+    assert reasons(plan)[8:13].count("assemble:spare") == 3
     assert reasons(plan)[13] == "assemble:too_few"
     labels = in_set(plan)
     assert sorted(labels.values()) == list(range(8))

@@ -1,0 +1,145 @@
+"""Makes the training set: identities of a fixed number of images, in the order of a curriculum.
+
+1. A plan, in one task over small rows: who is in, under which label (`plan.parquet`).
+2. A stage like any other: identities are marked or refilled (`identities/`, a face set).
+3. The shuffle: images go from identities to shards through files (`raypipe.exchange`), and each
+   shard is written as Parquet and as a tar.
+"""
+
+import time
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from actors.assemble import RefillActor, ShardActor, SpreadActor
+from jobs.cluster import connect
+from jobs.progress import Bar
+from jobs.stage import Step, explain, map_files, run_stage
+from jobs.work import Work, begin
+from raypipe import curriculum, exchange, storage, training_set
+from raypipe.config import Build
+from raypipe.config.assemble import AssembleConfig
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet
+from raypipe.manifest import Manifest, read_manifest
+
+
+def run(config: Build) -> Manifest:
+    """Assembles `{workspace}/screen` into `{workspace}/assemble`."""
+    settings = config.assemble
+    source = storage.join(config.workspace, "screen")
+    screened = read_manifest(source)
+    if screened is None:
+        raise UserError(f"assemble: {source} is not a finished face set; run screen first")
+    matters = {**settings.model_dump(exclude={"pool"}), "seed": config.seed}
+    inputs = {"screen": screened.content_digest}
+    work = begin(config, job="assemble", settings=matters, inputs=inputs)
+    if work.manifest:
+        return work.manifest
+    connect(config)
+    plan = work.path("plan.parquet")
+    planning = {
+        "min_images": settings.min_images,
+        "phases": settings.phases,
+        "replacement": settings.replacement,
+        "seed": config.seed,
+    }
+    start = time.perf_counter()
+    try:
+        summary = ray.get(_plan.remote(source, plan, settings.images_per_identity, planning))
+    except Exception as error:
+        if mistake := explain("assemble", error):
+            raise mistake from None
+        raise
+    work.timing("plan", time.perf_counter() - start, rows=screened.counts["identities"]["total"])
+    identities = run_stage(
+        config,
+        job="assemble/identities",
+        source=source,
+        steps=[
+            Step(
+                name="refill",
+                actor=RefillActor,
+                arguments={
+                    "plan": plan,
+                    "images_per_identity": settings.images_per_identity,
+                    "seed": config.seed,
+                    "jpeg_quality": settings.jpeg_quality,
+                },
+                pool=settings.pool,
+            )
+        ],
+        settings={name: value for name, value in matters.items() if name != "shard_size"},
+    )
+    shards = _write_shards(config, work, plan, summary["images"])
+    training_set.remove_unfinished(work.root)
+    ranges = training_set.shard_ranges(summary["images"], settings.shard_size)
+    training_set.write_index(work.root, [len(positions) for positions in ranges])
+    storage.delete(work.path(exchange.EXCHANGE))
+    files = zip(shards["parquet"].to_pylist(), shards["tar"].to_pylist(), strict=True)
+    counts = {**identities.counts, "training_set": {**summary, "shards": len(shards)}}
+    return work.finish(counts, training_set.content_digest(files))
+
+
+@ray.remote(num_cpus=1)
+def _plan(source: str, path: str, images_per_identity: int, planning: dict[str, Any]) -> Any:
+    """Makes the plan unless a killed run made it, and sums it up."""
+    if not storage.exists(path):
+        rows = curriculum.small_rows(FaceSet(source))
+        curriculum.write_plan(path, curriculum.make_plan(rows, **planning))
+    return curriculum.summarise(curriculum.read_plan(path), images_per_identity)
+
+
+def _write_shards(config: Build, work: Work, plan: str, images: int) -> pa.Table:
+    """Runs the two passes of the exchange.
+
+    Returns:
+        A row a shard, in order: shard, and the SHA-256 of its files, parquet and tar.
+    """
+    settings: AssembleConfig = config.assemble
+    identities = work.path("identities")
+    groups = len(exchange.file_groups(FaceSet(identities)))
+    count = len(training_set.shard_ranges(images, settings.shard_size))
+    if training_set.finished_shards(work.root) < count:
+        start = time.perf_counter()
+        map_files(
+            config,
+            [exchange.exchange_file(work.root, number) for number in range(groups)],
+            SpreadActor,
+            {
+                "root": work.root,
+                "identities": identities,
+                "plan": plan,
+                "images_per_identity": settings.images_per_identity,
+                "shard_size": settings.shard_size,
+                "seed": config.seed,
+            },
+            settings.pool,
+        )
+        work.timing("spread", time.perf_counter() - start, images=images)
+    start = time.perf_counter()
+    with Bar("shards", count, lambda: (training_set.finished_shards(work.root), "")):
+        tables = map_files(
+            config,
+            [str(number) for number in range(count)],
+            ShardActor,
+            {
+                "root": work.root,
+                "groups": groups,
+                "images": images,
+                "shard_size": settings.shard_size,
+            },
+            settings.pool,
+        )
+    work.timing("shards", time.perf_counter() - start, rows=count, images=images)
+    table = pa.concat_tables(ray.get(tables)).sort_by("shard")
+    assert pc.all(pc.equal(table["shard"], pa.array(range(count)))).as_py()
+    return table
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_for
+
+    main_for("assemble")

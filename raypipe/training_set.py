@@ -1,0 +1,210 @@
+"""The training set: one row per image in the order of training, as Parquet and as WebDataset.
+
+Layout: `parquet/shard-000000.parquet`, ..., `webdataset/shard-000000.tar`, ... and
+`webdataset/index.json`. Shard k of either holds the positions k·S to (k+1)·S - 1. The same images
+give the same files, byte for byte.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe import storage
+from raypipe.faceset import Identity
+from raypipe.images import extension
+
+PARQUET, WEBDATASET = "parquet", "webdataset"
+# Rows read at once by whoever wants one: 8 MB of 112×112 JPEG.
+_ROW_GROUP = 1000
+
+_ABOUT = [
+    ("label", pa.int64()),  # 0..K-1
+    ("identity_id", pa.string()),
+    ("image_id", pa.string()),  # unique within the identity
+    ("source", pa.string()),  # of the identity: "base", "new"
+    ("phase", pa.int32()),  # of the curriculum, from 0
+    ("position", pa.int64()),  # in the order of training, from 0
+    ("origin", pa.string()),  # where the bytes came from
+    ("parent", pa.string()),  # image_id of the image it was made from
+    ("generator", pa.string()),
+    ("weights", pa.string()),  # hex SHA-256 of the generator's weights
+    ("prompt", pa.string()),
+    ("seed", pa.int64()),
+]
+# How rows travel to their shard. The key is that of the WebDataset sample.
+FLAT = pa.schema([("key", pa.string()), ("data", pa.binary()), *_ABOUT])
+
+
+def _features() -> dict[str, dict[str, str]]:
+    """Hugging Face `datasets` features: with them the viewer and the loader show images."""
+    values = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in _ABOUT}
+    return {"image": {"_type": "Image"}, **values}
+
+
+SCHEMA = pa.schema(
+    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *_ABOUT],
+    metadata={"huggingface": json.dumps({"info": {"features": _features()}})},
+)
+
+
+def shard_name(number: int) -> str:
+    """Name of a shard without its extension."""
+    return f"shard-{number:06d}"
+
+
+def shard_ranges(images: int, shard_size: int) -> list[range]:
+    """The positions that each shard holds."""
+    starts = range(0, images, shard_size)
+    return [range(start, min(start + shard_size, images)) for start in starts]
+
+
+def to_rows(
+    identities: Iterable[Identity],
+    labels: Mapping[str, tuple[int, int]],
+    positions: np.ndarray,
+    images_per_identity: int,
+) -> pa.Table:
+    """The images of identities as rows of the set, not in order yet.
+
+    Args:
+        identities: with images_per_identity kept images each; those without a label are left out.
+        labels: identity_id → (label, phase).
+        positions: int64, as `curriculum.image_positions` returns them.
+
+    Returns:
+        A table of `FLAT`.
+    """
+    rows = []
+    for identity in identities:
+        if identity.identity_id not in labels:
+            continue
+        label, phase = labels[identity.identity_id]
+        kept = identity.kept
+        assert len(kept) == images_per_identity, f"{identity.identity_id}: {len(kept)} kept images"
+        for number, image in enumerate(kept):
+            rows.append(
+                {
+                    "key": f"{label:07d}_{number:04d}",
+                    "data": image.data,
+                    "label": label,
+                    "identity_id": identity.identity_id,
+                    "image_id": image.image_id,
+                    "source": identity.source,
+                    "phase": phase,
+                    "position": int(positions[label * images_per_identity + number]),
+                    "origin": image.source,
+                    "parent": image.parent,
+                    "generator": image.generator,
+                    "weights": image.weights,
+                    "prompt": image.prompt,
+                    "seed": image.seed,
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=FLAT)
+
+
+def to_parquet(rows: pa.Table) -> bytes:
+    """One Parquet shard of rows (`FLAT`) in the order they have."""
+    paths = [
+        f"{key}.{extension(data[:16])}" for key, data in zip(*_keys_and_data(rows), strict=True)
+    ]
+    data = rows["data"].combine_chunks()
+    image = pa.StructArray.from_arrays([data, pa.array(paths)], names=["bytes", "path"])
+    columns = [image, *(rows[name] for name, _ in _ABOUT)]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=SCHEMA),
+        buffer,
+        row_group_size=_ROW_GROUP,
+        # JPEG does not get smaller; a dictionary of it would hold every image once more.
+        compression={name: "none" if name == "image.bytes" else "zstd" for name in _leaves()},
+        use_dictionary=[name for name in _leaves() if name not in ("image.bytes", "image.path")],
+        write_statistics=["label", "position", "phase"],
+        store_schema=True,
+    )
+    return buffer.getvalue().to_pybytes()
+
+
+def _leaves() -> list[str]:
+    return ["image.bytes", "image.path", *(name for name, _ in _ABOUT)]
+
+
+def _keys_and_data(rows: pa.Table) -> tuple[list[str], list[bytes]]:
+    return rows["key"].to_pylist(), rows["data"].to_pylist()
+
+
+def to_tar(rows: pa.Table) -> bytes:
+    """One WebDataset shard: KEY.cls (the label in digits), KEY.jpg (or .png, ...), KEY.json."""
+    from webdataset import TarWriter
+
+    about = rows.select([name for name, _ in _ABOUT]).to_pylist()
+    buffer = io.BytesIO()
+    # Fixed mode, names and time; the members of a sample are written in the order of their names.
+    with TarWriter(buffer, encoder=False, mtime=0) as tar:
+        for key, data, more in zip(*_keys_and_data(rows), about, strict=True):
+            tar.write(
+                {
+                    "__key__": key,
+                    str(extension(data)): data,
+                    "cls": str(more["label"]).encode(),
+                    "json": json.dumps(more, sort_keys=True, ensure_ascii=False).encode(),
+                }
+            )
+    return buffer.getvalue()
+
+
+def write_shard(root: str, number: int, rows: Callable[[], pa.Table]) -> tuple[str, str]:
+    """Writes what is missing of a shard.
+
+    Args:
+        rows: gives the rows of the shard in order; not called where both files are there.
+
+    Returns:
+        Hex SHA-256 of the Parquet file and of the tar.
+    """
+    name = shard_name(number)
+    parquet = storage.join(root, PARQUET, f"{name}.parquet")
+    tar = storage.join(root, WEBDATASET, f"{name}.tar")
+    # A file that is there is whole: every write is atomic.
+    if not (storage.exists(parquet) and storage.exists(tar)):
+        table = rows()
+        storage.write_bytes(parquet, to_parquet(table))
+        storage.write_bytes(tar, to_tar(table))
+    return storage.sha256_file(parquet), storage.sha256_file(tar)
+
+
+def finished_shards(root: str) -> int:
+    """Shards of which both files are written; the tar is the second."""
+    tars = storage.listdir(storage.join(root, WEBDATASET))
+    return sum(entry.name.endswith(".tar") for entry in tars)
+
+
+def remove_unfinished(root: str) -> None:
+    """Removes what a killed writer left; to be called when no writer is at work."""
+    for folder in (PARQUET, WEBDATASET):
+        for entry in storage.listdir(storage.join(root, folder)):
+            if entry.name.endswith(".tmp"):
+                storage.delete(entry.path)
+
+
+def write_index(root: str, images: Sequence[int]) -> None:
+    """Writes the index of the tars (`wids` format), given the images in each."""
+    shards = [
+        {"url": f"{shard_name(number)}.tar", "nsamples": count}
+        for number, count in enumerate(images)
+    ]
+    index = {"wids_version": 1, "shardlist": shards}
+    storage.write_json(storage.join(root, WEBDATASET, "index.json"), index)
+
+
+def content_digest(digests: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over the digests of the shards' files, Parquet and tar, in order."""
+    total = hashlib.sha256()
+    for parquet, tar in digests:
+        total.update(f"{parquet}\n{tar}\n".encode())
+    return total.hexdigest()
