@@ -31,7 +31,7 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _WIDTH, _HEIGHT = 5.0, 3.0  # inches of 72 units: 360×216, the width of a phone, so text is legible
 _STYLE = {
     "svg.fonttype": "none",
-    "font.size": 9.5,
+    "font.size": 10.5,
     "axes.edgecolor": COLOURS["line"],
     "axes.labelcolor": COLOURS["muted"],
     "axes.facecolor": "none",
@@ -89,12 +89,14 @@ def _svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
-    text = re.sub(r'<g id="[a-zA-Z]+[\w.]*_\d+">', "<g>", text)
-    text = re.sub(r"(font: [^\"';]*?px) [^\";]*", r"\1 var(--font)", text)
+    view = re.search(r'viewBox="[^"]*"', text)
+    assert view, "matplotlib writes a view box"
+    # Inside HTML an SVG element needs no namespaces, and without a size it fills its container.
+    text = f'<svg aria-hidden="true" focusable="false" {view[0]}>' + text[text.index(">") + 1 :]
+    text = re.sub(r'<g id="[\w.]+_\d+"(/?)>', r"<g\1>", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
     text = re.sub(r"\n\s*", " ", text)
     for colour, placeholder in COLOURS.items():
         text = text.replace(placeholder, f"var(--{colour})")
@@ -157,7 +159,7 @@ def lines(
                 xytext=(3, -9),
                 textcoords="offset points",
                 color=COLOURS["muted"],
-                fontsize=8.5,
+                fontsize=9.5,
             )
         axes.margins(x=0.01)
         _legend(axes)
@@ -271,7 +273,7 @@ def stacked_bars(
                 lengths,
                 left=left,
                 height=0.7,
-                label=legend,
+                label=legend if len(parts) > 1 else None,
                 color=COLOURS[colour],
                 edgecolor=COLOURS["card"],
                 linewidth=0.6,

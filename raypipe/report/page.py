@@ -20,7 +20,7 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         HTML5 with the style sheet, the drawings and the pictures inside.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("raypipe.report"),
+        loader=jinja2.PackageLoader("raypipe.report", package_path=""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

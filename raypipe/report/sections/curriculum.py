@@ -1,0 +1,87 @@
+"""The curriculum: what the recognizer sees first, and what after it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from raypipe import storage
+from raypipe.report.album import Album
+from raypipe.report.blocks import Block, Face, Section, Strip, absent
+from raypipe.report.words import count
+from raypipe.report.workspace import Workspace
+from raypipe.training_set import PARQUET
+
+ANCHOR, TITLE = "curriculum", "Training set and curriculum"
+_SHOWN = 12  # images of a phase
+_COLUMNS = ["image.bytes", "identity_id", "image_id", "source", "phase", "position", "parent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The beginning of a phase: the position of its first image, and its first rows."""
+
+    number: int
+    start: int
+    rows: list[dict[str, Any]]
+
+
+def phases(root: str) -> tuple[list[Phase], int]:
+    """The beginnings of all phases of a training set, and how many images it holds.
+
+    Reads the shards' footers, and one row group for each phase. Rows are in the order of training,
+    so a phase begins in the first row group whose statistics name it.
+    """
+    found: list[Phase] = []
+    total = 0
+    for entry in storage.listdir(storage.join(root, PARQUET)):
+        where, inner = storage.filesystem(entry.path)
+        with where.open_input_file(inner) as stream:
+            file = pq.ParquetFile(stream)
+            leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+            column = leaves.index("phase")
+            for number in range(file.metadata.num_row_groups):
+                group = file.metadata.row_group(number)
+                statistics = group.column(column).statistics
+                last = found[-1].number if found else -1
+                if statistics.max > last:
+                    rows = file.read_row_group(number, columns=_COLUMNS).to_pylist()
+                    for phase in range(max(last + 1, statistics.min), statistics.max + 1):
+                        first = [row for row in rows if row["phase"] == phase]
+                        if first:
+                            found.append(
+                                Phase(number=phase, start=first[0]["position"], rows=first[:_SHOWN])
+                            )
+                total += group.num_rows
+    return found, total
+
+
+def _face(album: Album, row: dict[str, Any]) -> Face:
+    made = row["parent"] is not None
+    alt = f"{'Augmented' if made else 'Original'} image of identity {row['identity_id']}"
+    caption = (row["identity_id"], "augmented" if made else "original")
+    return album.face(row["image"]["bytes"], alt=alt, caption=caption)
+
+
+def section(workspace: Workspace, album: Album) -> Section:
+    """The section of the assembled training set."""
+    if workspace.manifest("assemble") is None:
+        return absent(ANCHOR, TITLE, "assemble")
+    found, total = phases(workspace.path("assemble"))
+    blocks: list[Block] = []
+    for phase, after in zip(found, [*(p.start for p in found[1:]), total], strict=True):
+        blocks.append(
+            Strip(
+                title=f"Phase {phase.number + 1}: source {phase.rows[0]['source']}",
+                note=f"{count(after - phase.start, 'image')}, from position {phase.start:,} on; the first"
+                f" {len(phase.rows)} are shown.",
+                faces=tuple(_face(album, row) for row in phase.rows),
+            )
+        )
+    lead = (
+        f"The set holds {count(total, 'image')} in a fixed order, and the trainer reads them in this"
+        " order. Within a phase the identities are shuffled. Look for faces you would not expect in a"
+        " phase, and compare augmented images with originals: they should be a little worse, not"
+        " somebody else."
+    )
+    return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

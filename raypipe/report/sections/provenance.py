@@ -1,0 +1,132 @@
+"""What was made from what: manifests, digests, weights, and that nothing was lost."""
+
+from typing import Any
+
+from raypipe.report.blocks import Badge, Block, Cell, Section, Table
+from raypipe.report.words import short_digest, size
+from raypipe.report.workspace import JOBS, Workspace
+
+ANCHOR, TITLE = "provenance", "Provenance"
+
+
+def conserved(counts: dict[str, Any]) -> bool:
+    """Whether kept + rejected = read + made, for identities and for images."""
+    people, images = counts["identities"], counts["images"]
+    return (
+        people["kept"] + sum(people["rejected"].values()) == people["total"]
+        and images["kept"] + sum(images["rejected"].values()) == images["read"] + images["made"]
+    )
+
+
+def is_face_set(counts: dict[str, Any]) -> bool:
+    """Whether counts are those of a face set."""
+    return isinstance(counts.get("images"), dict) and "rejected" in counts["images"]
+
+
+def _accounts(workspace: Workspace) -> Table | None:
+    rows: list[tuple[Cell, ...]] = []
+    for job in JOBS:
+        manifest = workspace.manifest(job)
+        if manifest is None or not is_face_set(manifest.counts):
+            continue
+        counts = manifest.counts
+        people, images = counts["identities"], counts["images"]
+        holds = conserved(counts)
+        rows.append(
+            (
+                job,
+                f"{people['total']:,}",
+                f"{people['kept']:,}",
+                f"{sum(people['rejected'].values()):,}",
+                f"{images['read']:,}",
+                f"{images['made']:,}",
+                f"{images['kept']:,}",
+                f"{sum(images['rejected'].values()):,}",
+                Badge(
+                    text="adds up" if holds else "does not add up", tone="good" if holds else "bad"
+                ),
+            )
+        )
+    if not rows:
+        return None
+    return Table(
+        caption="Accounts: kept + rejected = read + made",
+        head=(
+            "Job",
+            "Identities",
+            "kept",
+            "rejected",
+            "Images read",
+            "made",
+            "kept",
+            "rejected",
+            "Check",
+        ),
+        rows=tuple(rows),
+        numeric=frozenset(range(1, 8)),
+    )
+
+
+def _manifests(workspace: Workspace) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for job in JOBS:
+        manifest = workspace.manifest(job)
+        if manifest is None:
+            rows.append((job, "not run", "–", "–", "–", "–"))
+            continue
+        origin = manifest.origin
+        inputs = ", ".join(f"{name} {short_digest(value)}" for name, value in origin.inputs.items())
+        rows.append(
+            (
+                job,
+                origin.version,
+                short_digest(manifest.content_digest),
+                inputs or "–",
+                ", ".join(f"{n} {short_digest(v)}" for n, v in origin.models.items()) or "–",
+                size(manifest.counts["bytes"]) if "bytes" in manifest.counts else "–",
+            )
+        )
+    return Table(
+        caption="Manifests",
+        head=("Job", "Version", "Content digest", "Made from", "Weights (SHA-256)", "Size"),
+        rows=tuple(rows),
+        numeric=frozenset({5}),
+    )
+
+
+def _sources(workspace: Workspace) -> Table | None:
+    job = next((j for j in ("screen", "clean", "embed", "ingest") if workspace.manifest(j)), None)
+    manifest = workspace.manifest(job) if job else None
+    if manifest is None:
+        return None
+    rows = tuple(
+        (
+            name,
+            f"{value.get('identities', 0):,}",
+            f"{value.get('identities_kept', 0):,}",
+            f"{value.get('images', 0):,}",
+            f"{value.get('images_kept', 0):,}",
+        )
+        for name, value in sorted(manifest.counts["sources"].items())
+    )
+    return Table(
+        caption=f"Where the people come from, after {job}",
+        head=("Source", "Identities", "kept", "Images", "kept"),
+        rows=rows,
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
+def section(workspace: Workspace) -> Section:
+    """The section of all manifests."""
+    blocks: list[Block] = []
+    for table in (_accounts(workspace), _sources(workspace), _manifests(workspace)):
+        if table:
+            blocks.append(table)
+    lead = (
+        "What each job made, from which inputs and with which weights. A digest is the SHA-256 of"
+        " the content; its first 12 digits are shown, the whole is in manifest.json of each job's"
+        " folder. The same configuration gives the same digests again. Look for a row that does not"
+        " add up: it would mean that an image was lost without a reason."
+    )
+    return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

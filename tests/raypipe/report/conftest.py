@@ -1,0 +1,243 @@
+"""A small finished workspace, written with the same functions as the jobs write theirs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from jobs.stage import totals
+from raypipe import seeding, storage, verification
+from raypipe.cleaning import calibration
+from raypipe.faceset import (
+    CleanEvidence,
+    Identity,
+    Image,
+    ScreenEvidence,
+    write_rows,
+)
+from raypipe.images import encode_jpeg, encode_png, resize
+from raypipe.manifest import Manifest, Origin, digest_of, summarise, write_manifest
+from raypipe.models.dcgan import LATENT, DCGANGenerator
+from raypipe.models.loading import load_into, shipped
+from raypipe.training_set import FLAT, PARQUET, shard_name, to_parquet
+
+IMAGES = 14
+EVIL = '<script>alert("1")</script>&x'
+PEOPLE = ["000000", "000001", "000002", "000003", "000004", "000005", "000006", EVIL]
+
+
+class Painter:
+    """Faces of people who do not exist."""
+
+    def __init__(self) -> None:
+        self.network = DCGANGenerator()
+        load_into(self.network, shipped("dcgan_digiface.safetensors"))
+        self.network.eval()
+
+    @torch.inference_mode()
+    def faces(self, person: str, count: int) -> list[np.ndarray]:
+        """`count` uint8 (112, 112, 3) pictures of a person."""
+        rng = seeding.generator(7, person)
+        latents = rng.standard_normal(LATENT) + 0.2 * rng.standard_normal((count, LATENT))
+        made = self.network(torch.from_numpy(latents.astype(np.float32)))
+        pictures = ((made + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        return [resize(np.ascontiguousarray(picture), (112, 112)) for picture in pictures]
+
+
+def finish(
+    root: str, job: str, people: list[Identity], *, made: int = 0, inputs: dict | None = None
+) -> None:
+    """Writes rows, `run.json` and manifest as the stage runner does."""
+    folder = storage.join(root, job)
+    write_rows(folder, "part-0.parquet", people[: len(people) // 2])
+    write_rows(folder, "part-1.parquet", people[len(people) // 2 :])
+    counts, digest = summarise(folder)
+    stage = {
+        "name": job.rsplit("/", 1)[-1],
+        "seconds": 2.5,
+        "rows": counts.identities,
+        "images": counts.images,
+        "bytes": 1000,
+        "images_per_second": counts.images / 2.5,
+        "images_per_second_per_actor": counts.images / 2.0,
+        "actors": 2,
+        "compute_seconds": 3.1,
+        "convert_seconds": 0.3,
+        "wait_seconds": 1.2,
+        "rejected": dict(counts.rejected_images),
+    }
+    storage.write_json(
+        storage.join(folder, "run.json"),
+        {"job": job, "started": 0.0, "seconds": 3.0, "resumed": False, "stages": [stage]},
+    )
+    origin = Origin(
+        job=job,
+        settings={"min_images": 10},
+        inputs=inputs or {},
+        models={"dlib_resnet_v1.safetensors": digest_of("weights")},
+    )
+    write_manifest(
+        folder,
+        Manifest(origin=origin, counts=totals(counts, images_made=made), content_digest=digest),
+    )
+
+
+def base_set(painter: Painter) -> list[Identity]:
+    """Ingested identities: some files are no images."""
+    people = []
+    for index, name in enumerate(PEOPLE):
+        pictures = [encode_jpeg(face) for face in painter.faces(name, IMAGES)]
+        pictures[5] = encode_jpeg(painter.faces(PEOPLE[index - 1], 1)[0])
+        images = [
+            Image(image_id=f"{i:03d}.jpg", data=data, source=f"{name}/{i:03d}.jpg")
+            for i, data in enumerate(pictures)
+        ]
+        if index == 2:
+            images[3] = replace(images[3], data=b"\xff\xd8\xffgarbage", rejected="ingest:corrupt")
+            images[4] = replace(images[4], data=images[4].data[:900], rejected="ingest:truncated")
+        people.append(Identity(identity_id=name, index=index, source="base", images=images))
+    empty = Identity(
+        identity_id="000009", index=9, source="base", images=[], rejected="ingest:empty"
+    )
+    return [*people, empty]
+
+
+def cleaned(people: list[Identity]) -> list[Identity]:
+    """The base set with marks and evidence of cleaning."""
+    result = []
+    for person in people:
+        rng = seeding.generator(3, person.identity_id)
+        images = []
+        for i, image in enumerate(person.images):
+            if image.rejected:
+                images.append(image)
+                continue
+            similarity = float(rng.uniform(0.05, 0.2) if i == 5 else rng.uniform(0.6, 0.95))
+            rejected = "clean:other_person" if i == 5 else None
+            if i == 8 and person.index == 1:
+                rejected = "clean:near_duplicate"
+            embedding = rng.standard_normal(16).astype(np.float32)
+            images.append(
+                replace(
+                    image,
+                    similarity=similarity,
+                    rejected=rejected,
+                    embedding=embedding,
+                    cluster=-1 if rejected else 0,
+                )
+            )
+        evidence = CleanEvidence(rule="calibrated", threshold=0.42, cluster_sizes=[12, 1])
+        rejected = person.rejected
+        if person.identity_id == "000006":
+            rejected = "clean:duplicate_identity"
+            evidence = replace(
+                evidence,
+                duplicates=["000004"],
+                duplicate_similarity=0.93,
+                duplicate_threshold=0.71,
+            )
+        result.append(
+            replace(person, images=images, clean=evidence if images else None, rejected=rejected)
+        )
+    return result
+
+
+def screened(people: list[Identity]) -> list[Identity]:
+    """The clean set with the evidence of screening: one leaked, one not unique."""
+    result = []
+    for person in people:
+        if person.rejected:
+            result.append(person)
+            continue
+        similarity = 0.81 if person.identity_id == EVIL else 0.2 + 0.03 * person.index
+        evidence = ScreenEvidence(
+            gallery="public",
+            gallery_entry=f"person{person.index % 3}/1.png",
+            gallery_similarity=similarity,
+            gallery_threshold=0.55,
+            nearest="000000",
+            nearest_similarity=0.9 if person.identity_id == "000003" else 0.3,
+            nearest_threshold=0.6,
+        )
+        rejected = None
+        if person.identity_id == EVIL:
+            rejected = "screen:in_gallery"
+        elif person.identity_id == "000003":
+            rejected = "screen:not_unique"
+        result.append(replace(person, screen=evidence, rejected=rejected))
+    return result
+
+
+def gallery(painter: Painter) -> list[Identity]:
+    """Three people of a public gallery, two pictures each."""
+    return [
+        Identity(
+            identity_id=f"person{i}",
+            index=i,
+            source="public",
+            images=[
+                Image(image_id=f"{k}.png", data=encode_png(face), source="gallery")
+                for k, face in enumerate(painter.faces(f"public{i}", 2))
+            ],
+        )
+        for i in range(3)
+    ]
+
+
+@pytest.fixture(scope="session")
+def row_workspace(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A workspace whose row jobs are finished, and nothing after them."""
+    root = str(tmp_path_factory.mktemp("rows"))
+    painter = Painter()
+    people = base_set(painter)
+    finish(root, "ingest", people)
+    finish(root, "embed", people, inputs={"ingest": digest_of(1)})
+    clean = cleaned(people)
+    finish(root, "clean", clean, inputs={"embed": digest_of(2)})
+    finish(root, "screen/galleries/public/embed", gallery(painter))
+    finish(root, "screen", screened(clean), inputs={"clean": digest_of(3)})
+    return root
+
+
+def assemble(root: str, people: list[Identity]) -> None:
+    """Two Parquet shards in two phases, and the manifest."""
+    rows = []
+    for phase, person in enumerate([people[0], people[1]]):
+        for image in person.kept:
+            rows.append(
+                {
+                    "key": f"{phase:07d}_{len(rows):04d}",
+                    "data": image.data,
+                    "label": phase,
+                    "identity_id": person.identity_id,
+                    "image_id": image.image_id,
+                    "source": ("new", "base")[phase],
+                    "phase": phase,
+                    "position": len(rows),
+                    "origin": image.source,
+                    "parent": "000.jpg" if len(rows) % 3 == 0 else None,
+                }
+            )
+    for number, part in enumerate((rows[:16], rows[16:])):
+        table = pa.Table.from_pylist(part, schema=FLAT)
+        path = storage.join(root, "assemble", PARQUET, f"{shard_name(number)}.parquet")
+        storage.write_bytes(path, to_parquet(table))
+    made = sum(row["parent"] is not None for row in rows)
+    counts = {
+        "identities": {"total": 2, "kept": 2, "rejected": {}},
+        "images": {
+            "total": len(rows),
+            "read": len(rows) - made,
+            "made": made,
+            "kept": len(rows),
+            "rejected": {},
+        },
+        "sources": {},
+        "bytes": 1,
+        "training_set": {"images": len(rows), "identities": 2, "augmented": made},
+    }
+    origin = Origin(job="assemble", settings={}, inputs={"screen": digest_of(4)}, models={})
+    manifest = Manifest(origin=origin, counts=counts, content_digest=digest_of(5))
+    write_manifest(storage.join(root, "assemble"), manifest)

@@ -1,0 +1,176 @@
+"""The sections on a finished workspace, without a browser."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from raypipe import storage
+from raypipe.config.report import ReportConfig
+from raypipe.faceset import FaceSet, Identity, Image, ScreenEvidence, write_rows
+from raypipe.report.album import Album
+from raypipe.report.blocks import Badge, Meter, Strip, Table
+from raypipe.report.screened import IN_GALLERY, scan
+from raypipe.report.sections import cleaning, leakage, provenance, similarity
+from raypipe.report.workspace import Workspace
+
+EVIL = '<script>alert("1")</script>&x'
+
+
+@pytest.fixture
+def album() -> Album:
+    return Album(10**7)
+
+
+def tables(blocks: list) -> dict[str, Table]:
+    return {block.caption: block for block in blocks if isinstance(block, Table)}
+
+
+def test_every_reason_of_rejection_is_shown(row_workspace: str, album: Album) -> None:
+    workspace = Workspace(row_workspace)
+    manifest = workspace.manifest("clean")
+    assert manifest is not None
+    reasons = {*manifest.counts["images"]["rejected"], *manifest.counts["identities"]["rejected"]}
+    assert len(reasons) == 6
+    face_set = FaceSet(workspace.path("clean"))
+    chosen = cleaning.choose(face_set, reasons, 1)
+    shown = face_set.read(chosen)
+    seen = {image.rejected for person in shown for image in person.images}
+    assert reasons <= seen | {person.rejected for person in shown}
+    assert len(chosen) == len(set(chosen))
+
+
+def test_a_strip_shows_every_reason_of_its_identity_however_many_are_removed(album: Album) -> None:
+    images = [
+        Image(image_id=f"{i}", data=b"", source="s", rejected="clean:other_person", similarity=0.1)
+        for i in range(40)
+    ]
+    images.append(Image(image_id="last", data=b"", source="s", rejected="ingest:corrupt"))
+    person = Identity(identity_id="p", index=0, source="base", images=images)
+    strip = cleaning.strip(album, person)
+    assert {face.caption[0] for face in strip.faces} == {"other person", "corrupt"}
+    assert all(face.tone == "bad" for face in strip.faces)
+    assert strip.note.startswith("0 images kept, 41 removed.")
+    assert "and 32 removed" in strip.more
+
+
+def test_kept_faces_run_from_most_to_least_similar(row_workspace: str, album: Album) -> None:
+    person = FaceSet(f"{row_workspace}/clean").read(["000000"])[0]
+    faces = [face for face in cleaning.strip(album, person).faces if face.tone == "plain"]
+    shown = [float(face.caption[0]) for face in faces]
+    kept = sorted((image.similarity or 0 for image in person.kept), reverse=True)
+    assert shown == sorted(shown, reverse=True)
+    assert shown[0] == pytest.approx(kept[0], abs=0.005)
+    assert shown[-1] == pytest.approx(kept[-1], abs=0.005)
+
+
+def test_duplicates_stand_beside_each_other(row_workspace: str, album: Album) -> None:
+    section = cleaning.section(Workspace(row_workspace), ReportConfig(), album)
+    table = tables(section.blocks)["Folders that hold one person twice"]
+    refused, same, meter, _ = table.rows[0]
+    assert (refused.caption, same.caption) == (("000006",), ("000004",))  # type: ignore[union-attr]
+    assert meter == Meter(value=0.93, threshold=0.71, tone="bad")
+    assert any(isinstance(block, Strip) for block in section.blocks)
+
+
+def test_leakage_names_the_refused_and_the_closest_admitted(
+    row_workspace: str, album: Album
+) -> None:
+    workspace, config = Workspace(row_workspace), ReportConfig()
+    found = leakage.scanned(workspace, config)
+    assert found is not None
+    assert [row.identity_id for row in found.refused] == [EVIL]
+    assert [row.identity_id for row in found.closest] == [
+        "000005",
+        "000004",
+        "000002",
+        "000001",
+        "000000",
+    ]
+    assert (found.compared, found.admitted, found.above) == (7, 5, 0)
+    assert found.histograms["public"].sum() == 7
+    section = leakage.section(workspace, config, album, found)
+    pairs = tables(section.blocks)
+    person, face, meter, badge = pairs["Refused: in a public gallery (1)"].rows[0]
+    assert person.src and face.src, "both faces are shown"  # type: ignore[union-attr]
+    assert face.caption == ("public", "person1/1.png")  # type: ignore[union-attr]
+    assert meter == Meter(value=0.81, threshold=0.55, tone="bad")
+    assert badge == Badge(text="refused", tone="bad")
+    assert len(pairs["Refused for being too much like another identity (1)"].rows) == 1
+    verdict = leakage.verdict(found)
+    assert verdict.tone == "good"
+    assert "None of the 5 admitted identities" in verdict.sentence
+    assert "0.350 against a threshold of 0.550" in verdict.sentence
+
+
+def test_an_admitted_identity_above_the_threshold_is_called_leakage(tmp_path) -> None:
+    evidence = ScreenEvidence(
+        gallery="g", gallery_entry="a/b", gallery_similarity=0.6, gallery_threshold=0.5
+    )
+    person = Identity(identity_id="p", index=0, source="base", images=[], screen=evidence)
+    write_rows(str(tmp_path), "a.parquet", [person])
+    verdict = leakage.verdict(scan(FaceSet(str(tmp_path)), 5, 5))
+    assert (verdict.word, verdict.tone) == ("Leakage", "bad")
+
+
+def test_without_galleries_nothing_is_called_clean(tmp_path) -> None:
+    person = Identity(
+        identity_id="p", index=0, source="base", images=[], screen=ScreenEvidence(nearest="q")
+    )
+    write_rows(str(tmp_path), "a.parquet", [person])
+    for found in (scan(FaceSet(str(tmp_path)), 5, 5), None):
+        verdict = leakage.verdict(found)
+        assert (verdict.word, verdict.tone) == ("Not checked", "warn")
+
+
+def test_only_the_most_similar_are_kept_in_memory(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    similarity = rng.uniform(0.5, 1, 300)
+    people = [
+        Identity(
+            identity_id=f"{i:03d}",
+            index=i,
+            source="base",
+            images=[],
+            rejected=IN_GALLERY,
+            screen=ScreenEvidence(
+                gallery="g",
+                gallery_entry="a/b",
+                gallery_similarity=float(value),
+                gallery_threshold=0.5,
+            ),
+        )
+        for i, value in enumerate(similarity)
+    ]
+    write_rows(str(tmp_path), "a.parquet", people)
+    found = scan(FaceSet(str(tmp_path)), 7, 3)
+    best = np.argsort(-similarity)[:7]
+    assert [row.identity_id for row in found.refused] == [f"{i:03d}" for i in best]
+    assert found.refused_total == 300
+
+
+def test_lost_images_show_in_the_accounts(row_workspace: str) -> None:
+    manifest = Workspace(row_workspace).manifest("screen")
+    assert manifest is not None
+    counts = copy.deepcopy(manifest.counts)
+    assert provenance.conserved(counts)
+    counts["images"]["kept"] -= 1
+    assert not provenance.conserved(counts)
+
+
+def test_thinning_keeps_every_count_in_its_place() -> None:
+    edges = np.linspace(-1, 1, 2001)
+    rng = np.random.default_rng(1)
+    values = rng.normal(0.4, 0.1, 5000)
+    counts = np.histogram(values, edges)[0]
+    thin_edges, thin = similarity.thinned(edges, counts)
+    assert len(thin) <= 80
+    assert thin.tolist() == np.histogram(values, thin_edges)[0].tolist()
+    assert thin.sum() == 5000
+
+
+def test_sections_of_jobs_that_were_not_run_say_so(tmp_path, album: Album) -> None:
+    workspace, config = Workspace(str(tmp_path)), ReportConfig()
+    assert "has not been run" in cleaning.section(workspace, config, album).lead
+    assert "has not been run" in leakage.section(workspace, config, album, None).lead
+    assert not storage.exists(str(tmp_path / "screen"))
