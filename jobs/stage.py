@@ -94,7 +94,7 @@ class _Worker:
         for metric in (self._images, self._compute, self._waiting, self._rejected):
             metric.set_default_tags(tags)
         self._id = ray.get_runtime_context().get_actor_id()
-        self._idle_since = time.perf_counter()
+        self._idle_since: float | None = None  # before the first rows an actor starts up
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._failed:
@@ -124,7 +124,7 @@ class _Worker:
         sums["rows"] = len(identities)
         result = to_table(identities)
         end = time.perf_counter()
-        sums["wait_seconds"] = start - self._idle_since
+        sums["wait_seconds"] = start - self._idle_since if self._idle_since else 0.0
         sums["compute_seconds"] = computed - computing
         sums["convert_seconds"] = end - start - (computed - computing)
         self._report(sums)
@@ -257,6 +257,7 @@ def run_stage(
     total, done = origin.counts["identities"]["total"], count_rows(work.root)
     ledger = _Ledger.remote()
     start = time.perf_counter()
+    first: list[float] = []  # when the first rows came: start-up is not part of the rate shown
 
     def poll() -> tuple[int, str]:
         try:
@@ -264,7 +265,9 @@ def run_stage(
         except ray.exceptions.RayError:  # it is being restarted; the next poll will tell
             return done, ""
         rejected = int(sum(n for name, n in sums.items() if name.startswith("rejected:")))
-        rate = sums.get("images", 0) / (time.perf_counter() - start)
+        if sums and not first:
+            first.append(time.perf_counter() - 1)
+        rate = sums.get("images", 0) / (time.perf_counter() - first[0]) if first else 0.0
         return done + int(sums.get("rows", 0)), f"{rate:,.0f} images/s, {rejected:,} rejected"
 
     with Bar(job, total, poll):

@@ -1,14 +1,42 @@
-"""What the tests share: one small Ray cluster for the whole session."""
+"""What the tests share: one S3 server and one small Ray cluster for the whole session."""
 
 import logging
+import os
+import socket
 import tempfile
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
-    """Eight logical CPUs whatever the machine has, so that pools, reads and filters find room."""
+def s3_bucket():
+    """URI of a bucket on a real S3 server on loopback; its address goes through the environment."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_EC2_METADATA_DISABLED="true",
+    )
+    boto3.client("s3").create_bucket(Bucket="faces")
+    yield "s3://faces"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_bucket):
+    """Eight logical CPUs whatever the machine has, so that pools, reads and filters find room.
+
+    Started after the S3 server, so that the workers inherit its address.
+    """
     import ray
 
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
