@@ -1,0 +1,215 @@
+"""Aligners: a photograph to the 112×112 crop that recognition networks expect."""
+
+import glob
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+
+from raypipe import storage
+from raypipe.config.align import AlignerConfig
+from raypipe.errors import UserError
+
+SIZE = 112  # side of a crop in pixels
+
+# Left eye, right eye, nose tip, left and right corner of the mouth as the viewer sees them, in
+# pixels of the 112×112 crop (insightface, python-package/insightface/utils/face_align.py).
+ARCFACE_TEMPLATE = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ],
+    dtype=np.float32,
+)
+
+# dlib marks the base of the nose, not its tip; that lies lower on the template (measured on ORL).
+_DLIB_TEMPLATE = np.array([*ARCFACE_TEMPLATE[:2], [56.0, 74.5]], dtype=np.float32)
+# Longer photographs are shrunk to this many pixels before dlib looks at them: time and memory of
+# its image pyramid grow with the area, and a face worth cropping still has 80 pixels in it.
+_DLIB_LONGEST = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedFace:
+    """The largest face of a photograph.
+
+    Attributes:
+        crop: uint8 (112, 112, 3), RGB, warped onto the ArcFace template; black where the photograph
+            ends.
+        box: float32 (4,): left, top, right, bottom in pixels of the photograph.
+        points: float32 (5, 2): x, y in pixels of the photograph. SCRFD: eyes, nose tip, corners of
+            the mouth; dlib: two corners of the right and of the left eye as the viewer sees them,
+            nose base.
+        score: the detector's own score; dlib from 0, SCRFD in [0, 1].
+    """
+
+    crop: np.ndarray
+    box: np.ndarray
+    points: np.ndarray
+    score: float
+
+
+class Aligner(Protocol):
+    """Finds and crops the largest face."""
+
+    def align(self, rgb: np.ndarray) -> AlignedFace | None:
+        """The largest face of a photograph, uint8 (height, width, 3) RGB; None without one."""
+        ...
+
+
+def warp_to_template(rgb: np.ndarray, points: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """Crop of a photograph by the similarity transform that takes points nearest to a template.
+
+    Least squares over rotation, scale and shift (Umeyama 1991), bilinear, black outside, as in
+    insightface's `norm_crop`.
+
+    Args:
+        rgb: uint8 (height, width, 3).
+        points: (K, 2), x and y in pixels of the photograph, K at least 2 and not all equal.
+        template: (K, 2), where they are to go, in pixels of the crop.
+
+    Returns:
+        uint8 (112, 112, 3).
+    """
+    import cv2
+    from skimage.transform import SimilarityTransform
+
+    matrix = SimilarityTransform.from_estimate(points, template).params[:2]
+    return cv2.warpAffine(rgb, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+
+
+def _largest(boxes: np.ndarray) -> int:
+    """Index of the box (left, top, right, bottom) with the largest area."""
+    return int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+
+
+class DlibAligner:
+    """dlib's HOG face detector and its 5-point shape predictor (package face_recognition_models)."""
+
+    def __init__(self, upsample: int, min_score: float) -> None:
+        try:
+            import dlib
+        except ImportError as error:
+            raise UserError("aligner kind 'dlib' needs dlib: install raypipe[demo]") from error
+        # Importing the package would need pkg_resources, which newer setuptools no longer brings.
+        spec = find_spec("face_recognition_models")
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                "aligner kind 'dlib' needs face_recognition_models: install raypipe[demo]"
+            )
+        folder = spec.submodule_search_locations[0]
+        predictor = os.path.join(folder, "models", "shape_predictor_5_face_landmarks.dat")
+        self._detector: Any = dlib.get_frontal_face_detector()
+        self._landmarks: Any = dlib.shape_predictor(predictor)
+        self._upsample = upsample
+        self._min_score = min_score
+
+    def align(self, rgb: np.ndarray) -> AlignedFace | None:
+        """The largest face of a photograph, uint8 (height, width, 3) RGB; None without one."""
+        import cv2
+
+        height, width = rgb.shape[:2]
+        scale = min(1.0, _DLIB_LONGEST / max(height, width)) * 2**self._upsample
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        scaled = cv2.resize(rgb, size, interpolation=method)
+        rectangles, scores, _ = self._detector.run(scaled, 0, self._min_score)
+        if not rectangles:
+            return None
+        boxes = np.array([[r.left(), r.top(), r.right() + 1, r.bottom() + 1] for r in rectangles])
+        best = _largest(boxes)
+        shape = self._landmarks(scaled, rectangles[best])
+        points = np.array([[p.x, p.y] for p in shape.parts()], dtype=np.float64)
+        per_axis = np.array([width / size[0], height / size[1]])
+        points = (points + 0.5) * per_axis - 0.5  # resize keeps pixel areas, not pixel centres
+        eyes_and_nose = np.stack([points[2:4].mean(0), points[0:2].mean(0), points[4]])
+        return AlignedFace(
+            crop=warp_to_template(rgb, eyes_and_nose, _DLIB_TEMPLATE),
+            box=(boxes[best] * np.tile(per_axis, 2)).astype(np.float32),
+            points=points.astype(np.float32),
+            score=float(scores[best]),
+        )
+
+
+def _detector_file(path: str) -> str:
+    """The detector of a model pack: the file itself, or the one a folder holds."""
+    if storage.is_uri(path):
+        raise UserError(f"{path}: an ONNX model must be a local file; copy it to the workers")
+    if os.path.isfile(path):
+        return path
+    found = sorted(
+        name
+        for pattern in ("det_*.onnx", "scrfd_*.onnx")
+        for name in glob.glob(os.path.join(glob.escape(path), pattern))
+    )
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: expected a detector .onnx file or a folder with one det_*.onnx or "
+            f"scrfd_*.onnx, found {len(found)}"
+        )
+    return found[0]
+
+
+class ScrfdAligner:
+    """SCRFD (Guo et al. 2021) from an insightface model pack, through insightface's own class."""
+
+    def __init__(
+        self, weights: str, input_size: int, min_score: float, device: str | None, threads: int
+    ) -> None:
+        import onnxruntime
+        from insightface.model_zoo import get_model
+        from insightface.model_zoo.onnxruntime_utils import get_default_providers
+        from insightface.model_zoo.scrfd import SCRFD
+
+        path = _detector_file(weights)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        providers = ["CPUExecutionProvider"] if device == "cpu" else get_default_providers()
+        try:
+            detector = get_model(path, providers=providers, sess_options=options)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise UserError(f"{path}: not an ONNX model that can be run ({error})") from error
+        if not isinstance(detector, SCRFD) or not detector.use_kps:
+            raise UserError(f"{path}: not an SCRFD detector with key points (9 or 15 outputs)")
+        self._detector = detector
+        self._input_size = (input_size, input_size)
+        self._min_score = min_score
+
+    def align(self, rgb: np.ndarray) -> AlignedFace | None:
+        """The largest face of a photograph, uint8 (height, width, 3) RGB; None without one."""
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        found, points = self._detector.detect(
+            bgr, input_size=self._input_size, det_thresh=self._min_score
+        )
+        if not len(found):
+            return None
+        best = _largest(found[:, :4])
+        return AlignedFace(
+            crop=warp_to_template(rgb, points[best], ARCFACE_TEMPLATE),
+            box=found[best, :4],
+            points=points[best],
+            score=float(found[best, 4]),
+        )
+
+
+def open_aligner(config: AlignerConfig, device: str | None = None, threads: int = 1) -> Aligner:
+    """Loads the aligner a configuration asks for.
+
+    Args:
+        config: kind and its settings.
+        device: "cpu" keeps SCRFD off the GPU; none: a GPU where onnxruntime has one.
+        threads: CPU threads of SCRFD; dlib has one.
+
+    Raises:
+        UserError: where a package or the weights are missing, or the weights are no such detector.
+    """
+    if config.kind == "dlib":
+        return DlibAligner(config.upsample, 0.0 if config.min_score is None else config.min_score)
+    assert config.weights is not None  # the configuration checks it
+    min_score = 0.5 if config.min_score is None else config.min_score
+    return ScrfdAligner(config.weights, config.input_size, min_score, device, threads)
