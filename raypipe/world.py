@@ -6,7 +6,8 @@ the seed, so the same settings give the same bytes.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,7 +98,8 @@ def make_base(
         twice = people.count(people[i]) > 1
         fault = "too_few" if i in few else "duplicate" if twice else None
         identities[folder] = {"person": _person(people[i]), "fault": fault}
-        encoded = _images(network, config, seed, i, planned)
+        with _one_thread():
+            encoded = _images(network, config, seed, i, planned)
         for k, (file, data) in enumerate(zip(planned, encoded, strict=True)):
             path = f"{folder}/{k:03d}.jpg"
             _write(f"{root}/base/{path}", data)
@@ -128,6 +130,17 @@ def make_base(
         ],
         "faults": dict(Counter(file["fault"] for file in files.values() if file["fault"])),
     }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Rounding must not depend on the number of cores; small batches gain nothing by them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _person(number: int) -> str:

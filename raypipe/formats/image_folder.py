@@ -205,7 +205,7 @@ class ImageFolder:
                 entries = [self._local_entry(entry) for entry in found]
         else:
             listed = self._files.get_file_info(fs.FileSelector(whole))
-            entries = [_remote_entry(info) for info in listed]
+            entries = [_remote_entry(info, whole) for info in listed]
         return sorted(entries, key=lambda entry: natural(entry.name))
 
     def _local_entry(self, entry: os.DirEntry[str]) -> _Entry:
@@ -248,9 +248,11 @@ class ImageFolder:
         return replace(image, data=data)
 
 
-def _remote_entry(info: fs.FileInfo) -> _Entry:
+def _remote_entry(info: fs.FileInfo, folder: str) -> _Entry:
     if info.base_name in (".", ".."):
         return _Entry(info.base_name, "outside")
+    if info.path == folder:  # how pyarrow lists a key with "//" after the folder; it cannot open it
+        return _Entry("/", "other")
     if info.type == fs.FileType.Directory:
         return _Entry(info.base_name, "folder")
     return _Entry(info.base_name, "file", info.size, info.mtime_ns or 0)
