@@ -1,9 +1,9 @@
 """Exact inner-product search with faiss, in blocks: memory is bounded, the result is the true one.
 
-faiss finds candidates in float32, where rounding depends on the shape of a block and on the threads.
-Candidates are scored again in float64, one fixed order of summation, and a query whose candidates may
-have missed a neighbour by rounding is scanned in full. So the result is that of brute force, whatever
-the block sizes, the number of threads and the device.
+faiss finds candidates in float32, where rounding depends on the shape of a block and on the
+threads. Candidates are scored again in float64, one fixed order of summation, and a query whose
+candidates may have missed a neighbour by rounding is scanned in full. So the result is that of
+brute force, whatever the block sizes, the number of threads and the device.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,7 @@ def _gpu() -> Any:
     return faiss.StandardGpuResources() if faiss.get_num_gpus() > 0 else None
 
 
-def _candidates(
-    queries: np.ndarray, gallery: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """float32 similarities and int64 indices, (Q, k), of one block."""
     import faiss
 
@@ -46,7 +44,8 @@ def _score(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _rounding(left: np.ndarray, right: np.ndarray) -> float:
     """Bound on the error of a float32 inner product of rows (Higham, Accuracy and Stability, 3.1).
 
-    γ_D |x|·|y| ≤ D u ‖x‖ ‖y‖ for u = 2⁻²⁴, twice that for the rounding of the norms and of the result.
+    γ_D |x|·|y| ≤ D u ‖x‖ ‖y‖ for u = 2⁻²⁴, twice that for the rounding of the norms and of the
+    result.
     """
     lengths = [np.sqrt(np.einsum("nd,nd->n", rows, rows).max()) for rows in (left, right)]
     return left.shape[1] * 2.0**-23 * float(lengths[0]) * float(lengths[1])
@@ -89,8 +88,9 @@ def nearest(
         k: neighbours; no more than G come back.
 
     Returns:
-        Similarities float32 (Q, k), largest first, and indices int64 (Q, k); among equal similarities
-        the lowest index comes first. Memory beyond the arguments does not depend on Q × G.
+        Similarities float32 (Q, k), largest first, and indices int64 (Q, k); among equal
+        similarities the lowest index comes first. Memory beyond the arguments does not depend on Q
+        × G.
     """
     k = min(k, len(gallery))
     wide = min(k + _SPARE, len(gallery))

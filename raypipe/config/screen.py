@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from raypipe.config.align import AlignerConfig
 from raypipe.config.base import Pool, Settings
 
 
@@ -12,10 +13,14 @@ class GalleryConfig(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="short name, also its folder's name"
     )
     path: str = Field(description="a folder or URI with one folder of images a person")
+    aligner: AlignerConfig | None = Field(
+        None, description="aligns faces to 112×112 pixels; none: the images are aligned already"
+    )
 
 
 class ScreenConfig(Settings):
-    """Refuses identities that are a real person of a gallery, or the same person as an earlier one."""
+    """Refuses identities that are a real person of a gallery, or the same person as an earlier
+    one."""
 
     galleries: list[GalleryConfig] = Field([], description="public galleries to compare with")
     false_match_rate: float = Field(
@@ -23,8 +28,8 @@ class ScreenConfig(Settings):
         gt=0,
         le=0.1,
         description="chance that one comparison of two different people reaches the threshold; an "
-        "identity is compared with every face of a gallery and with every other identity, so choose "
-        "it well below 1 / (number of faces) and 1 / (number of identities)",
+        "identity is compared with every face of a gallery and with every other identity, so "
+        "choose it well below 1 / (number of faces) and 1 / (number of identities)",
     )
     pool: Pool = Field(
         Pool(batch_size=64),

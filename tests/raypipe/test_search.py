@@ -42,7 +42,9 @@ def test_same_bytes_for_any_threads_and_blocks():
     try:
         for threads, block in ((1, 10), (2, 300), (2, 4096)):
             faiss.omp_set_num_threads(threads)
-            results.append(nearest(queries, gallery, 3, query_block=block, gallery_block=17 * block))
+            results.append(
+                nearest(queries, gallery, 3, query_block=block, gallery_block=17 * block)
+            )
     finally:
         faiss.omp_set_num_threads(before)
     for similarity, index in results[1:]:

@@ -1,0 +1,215 @@
+"""Nobody real gets in, and no two identities are one person.
+
+1. The galleries are ingested and embedded like the base set (`screen/galleries/NAME/ingest`,
+   `embed`).
+2. Every gallery's threshold is measured; all identities are searched in parallel, each actor
+   holding the galleries.
+3. One task compares the identities with each other and decides (`verdicts.parquet`,
+   `leakage.json`); only templates are in its memory.
+4. The decisions stream into the rows.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from actors.search import MarkActor, SearchActor
+from jobs.cluster import connect
+from jobs.embed import embed_set
+from jobs.ingest import ingest_folder
+from jobs.progress import console
+from jobs.stage import Step, explain, map_files, run_stage
+from jobs.work import RUN, begin
+from raypipe import storage
+from raypipe.config import Build
+from raypipe.config.screen import GalleryConfig, ScreenConfig
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet
+from raypipe.impostors import calibrate_gallery
+from raypipe.manifest import Manifest, read_manifest
+from raypipe.screening import decide
+from raypipe.templates import load_gallery
+
+VERDICTS, LEAKAGE = "verdicts.parquet", "leakage.json"
+
+
+class _Gallery(NamedTuple):
+    name: str
+    root: str
+    digest: str
+
+
+def run(config: Build) -> Manifest:
+    """Screens `{workspace}/clean` into `{workspace}/screen`.
+
+    Raises:
+        UserError: where the cleaned set is unfinished, a gallery is missing or holds no face, or a
+            gallery or the set is too small for the false match rate.
+    """
+    source = storage.join(config.workspace, "clean")
+    origin = read_manifest(source)
+    if origin is None:
+        raise UserError(f"screen: {source} is not a finished face set; run the job clean first")
+    galleries = [_embedded(config, gallery) for gallery in config.screen.galleries]
+    settings: dict[str, Any] = {
+        "false_match_rate": config.screen.false_match_rate,
+        "first": config.ingest.source,
+    }
+    inputs = {f"gallery {gallery.name}": gallery.digest for gallery in galleries}
+    work = begin(
+        config,
+        job="screen",
+        settings=settings,
+        inputs={origin.origin.job: origin.content_digest, **inputs},
+    )
+    if work.manifest:
+        return work.manifest
+    start = time.perf_counter()
+    if not storage.exists(work.path(VERDICTS)):
+        _decisions(config, source, work.root, galleries)
+    searched = time.perf_counter() - start
+    manifest = run_stage(
+        config,
+        job="screen",
+        source=source,
+        steps=[
+            Step(
+                name="mark",
+                actor=MarkActor,
+                arguments={"verdicts": work.path(VERDICTS)},
+                pool=config.screen.pool,
+            )
+        ],
+        settings=settings,
+        inputs=inputs,
+    )
+    timings = storage.read_json(work.path(RUN))
+    timings["stages"].insert(
+        0,
+        {
+            "name": "search",
+            "seconds": round(searched, 3),
+            "rows": origin.counts["identities"]["kept"],
+            "images": 0,
+            "images_per_second": 0.0,
+        },
+    )
+    timings["seconds"] = round(timings["seconds"] + searched, 3)
+    storage.write_json(work.path(RUN), timings)
+    return manifest
+
+
+def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:
+    """A gallery as a face set with embeddings, made once."""
+    job = f"screen/galleries/{gallery.name}"
+    ingest_folder(
+        config,
+        job=f"{job}/ingest",
+        path=gallery.path,
+        source=gallery.name,
+        aligner=gallery.aligner,
+    )
+    manifest = embed_set(
+        config, job=f"{job}/embed", source=storage.join(config.workspace, job, "ingest")
+    )
+    root = storage.join(config.workspace, job, "embed")
+    return _Gallery(gallery.name, root, manifest.content_digest)
+
+
+def _decisions(config: Build, source: str, root: str, galleries: list[_Gallery]) -> None:
+    """Calibrates, searches and decides; the decisions are written last."""
+    connect(config)
+    screen = config.screen
+    one = {"num_cpus": max(screen.pool.num_cpus, 1), "num_gpus": screen.pool.num_gpus or None}
+    try:
+        summaries = ray.get(
+            [
+                ray.remote(num_cpus=1)(_calibrated).remote(gallery, screen.false_match_rate)
+                for gallery in galleries
+            ]
+        )
+        searched = map_files(
+            config,
+            FaceSet(source).files(),
+            SearchActor,
+            {"galleries": [(gallery.name, gallery.root) for gallery in galleries]},
+            screen.pool,
+        )
+        deciding = ray.remote(**one)(_decide)
+        warnings = ray.get(deciding.remote(searched, screen, config.ingest.source, root, summaries))
+    except ray.exceptions.RayError as error:
+        if mistake := explain("screen", error):
+            raise mistake from None
+        raise
+    for warning in warnings:
+        console.print(f"screen: {warning}", style="yellow")
+
+
+def _calibrated(gallery: _Gallery, rate: float) -> tuple[str, Any, dict[str, Any]]:
+    """A gallery's name, its calibration, and what leakage.json says about it."""
+    faces = load_gallery(gallery.name, gallery.root)
+    calibration = calibrate_gallery(faces, rate)
+    return (
+        gallery.name,
+        calibration,
+        {"faces": len(faces.faces), "people": len(faces.names)} | calibration.to_json(faces.names),
+    )
+
+
+def _decide(
+    searched: list["ray.ObjectRef[pa.Table]"],
+    screen: ScreenConfig,
+    first: str,
+    root: str,
+    galleries: list[tuple[str, Any, dict[str, Any]]],
+) -> list[str]:
+    """Writes the decisions and `leakage.json`; returns what a person should know."""
+    table = pa.concat_tables(ray.get(searched))
+    verdicts, summary = decide(
+        table,
+        {name: calibration for name, calibration, _ in galleries},
+        rate=screen.false_match_rate,
+        first=first,
+    )
+    for name, _, facts in galleries:
+        summary["galleries"][name] |= facts
+    summary["false_match_rate"] = screen.false_match_rate
+    summary["warnings"] = warnings = _warnings(summary)
+    storage.write_json(storage.join(root, LEAKAGE), summary)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(verdicts, buffer)
+    storage.write_bytes(storage.join(root, VERDICTS), buffer.getvalue().to_pybytes())
+    return warnings
+
+
+def _warnings(summary: dict[str, Any]) -> list[str]:
+    """What weakens the verdict."""
+    rate = summary["false_match_rate"]
+    found = []
+    for name, facts in summary["galleries"].items():
+        known, chance = facts["recognised"], rate * facts["faces"]
+        if known is not None and known < 0.95:
+            found.append(
+                f"gallery {name!r}: at a false match rate of {rate:g} only {known:.0%} of its own "
+                "faces are recognised and leaks may be missed; use a stronger embedder or a higher "
+                "screen.false_match_rate"
+            )
+        if chance > 0.01:
+            found.append(
+                f"gallery {name!r}: {facts['faces']:,} comparisons an identity at a false match "
+                f"rate of {rate:g} may refuse {min(chance, 1):.0%} of the identities by chance; "
+                "lower screen.false_match_rate"
+            )
+        if facts["one_person"]:
+            pairs = ", ".join(" and ".join(pair) for pair in facts["one_person"][:3])
+            found.append(f"gallery {name!r} holds people under two names, such as {pairs}")
+    return found
+
+
+if __name__ == "__main__":
+    from jobs.cli import main_for
+
+    main_for("screen")
