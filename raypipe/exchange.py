@@ -42,11 +42,15 @@ def file_groups(face_set: FaceSet, group_bytes: int = _GROUP_BYTES) -> list[list
 
 def exchange_file(root: str, number: int) -> str:
     """Path of an exchange file."""
-    return storage.join(root, EXCHANGE, f"{number:06d}.arrow")
+    return storage.join(root, EXCHANGE, _name(number))
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.arrow"
 
 
 def spread(path: str, tables: Iterable[pa.Table], shards: Sequence[range]) -> None:
-    """Writes rows (`FLAT`), sorted by position, with one record batch for each shard's positions."""
+    """Writes rows (`FLAT`), sorted by position, with one record batch for each shard."""
     rows = pa.concat_tables([FLAT.empty_table(), *tables]).sort_by("position").combine_chunks()
     ends = [positions.stop for positions in shards]
     cuts = np.searchsorted(rows["position"].to_numpy(), [0, *ends])
@@ -60,15 +64,15 @@ def spread(path: str, tables: Iterable[pa.Table], shards: Sequence[range]) -> No
 
 def gather(root: str, groups: int, shard: int, positions: range) -> pa.Table:
     """The rows of a shard, which has these positions, in order, from all exchange files."""
-    where, _ = storage.filesystem(root)
-    paths = [storage.filesystem(exchange_file(root, number))[1] for number in range(groups)]
+    where, folder = storage.filesystem(storage.join(root, EXCHANGE))
 
-    def piece(path: str) -> pa.RecordBatch:
-        with where.open_input_file(path) as stream:
+    def piece(number: int) -> pa.RecordBatch:
+        with where.open_input_file(f"{folder}/{_name(number)}") as stream:
             return pa.ipc.open_file(stream).get_batch(shard)
 
     with ThreadPoolExecutor(_READERS) as readers:
-        table = pa.Table.from_batches(readers.map(piece, paths), FLAT).sort_by("position")
+        table = pa.Table.from_batches(readers.map(piece, range(groups)), FLAT)
+    table = table.sort_by("position")
     found = table["position"].to_numpy()
     assert np.array_equal(found, positions), f"shard {shard}: an image is missing or there twice"
     return table

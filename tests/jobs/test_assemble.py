@@ -1,0 +1,215 @@
+"""The assemble job, through Ray."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jobs.assemble import run
+from jobs.stage import totals
+from raypipe import curriculum
+from raypipe.config import Build, parse
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.images import encode_jpeg
+from raypipe.manifest import Manifest, Origin, summarise, write_manifest
+
+IMAGES = 12
+MIN_IMAGES = 6
+
+
+def person(number: int, source: str, kept: int) -> Identity:
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, (kept + 1, 24, 24, 3), np.uint8)
+    return Identity(
+        identity_id=f"{source}/{number:03d}",
+        index=number,
+        source=source,
+        images=[
+            Image(
+                image_id=f"{k}.jpg",
+                data=encode_jpeg(rgb),
+                source=f"in/{number}/{k}.jpg",
+                rejected=None if k else "clean:other_person",
+            )
+            for k, rgb in enumerate(pixels)
+        ],
+        rejected="screen:in_gallery" if number == 7 else None,
+    )
+
+
+# Identity 7 was screened out; 0, 6, 12, ... have fewer images than the minimum.
+PEOPLE = [person(n, "base", 5 + n % 6 * 2) for n in range(30)] + [
+    person(n, "new", 15 if n % 2 else 3) for n in range(30, 50)
+]
+LOST = 1 + sum(n % 6 == 0 for n in range(30))
+
+
+def screened(workspace: Path, files: int = 5) -> Path:
+    root = str(workspace / "screen")
+    for number in range(files):
+        write_rows(root, f"{number}.parquet", PEOPLE[number::files])
+    counts, digest = summarise(root)
+    origin = Origin(job="screen", settings={}, inputs={}, models={})
+    written = Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest)
+    write_manifest(root, written)
+    return workspace
+
+
+def build(workspace: Path, **values: object) -> Build:
+    return parse(
+        {
+            "workspace": str(workspace),
+            "seed": 5,
+            "embedder": {"kind": "dlib"},
+            "ingest": {"path": "unused"},
+            "ray": {"rows_per_block": 8, "address": values.pop("address", None)},
+            "assemble": {
+                "images_per_identity": IMAGES,
+                "min_images": MIN_IMAGES,
+                "shard_size": 40,
+                "pool": {"batch_size": 3, **values},
+            },
+        },
+        "test",
+    )
+
+
+def files_of(workspace: Path) -> dict[str, str]:
+    """Digest of every file that training reads."""
+    root = workspace / "assemble"
+    paths = [path for part in ("parquet", "webdataset") for path in (root / part).iterdir()]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    }
+
+
+@pytest.fixture(scope="module")
+def assembled(ray_cluster, tmp_path_factory) -> tuple[Path, Manifest]:
+    workspace = screened(tmp_path_factory.mktemp("assemble"))
+    return workspace, run(build(workspace))
+
+
+@pytest.mark.slow
+def test_the_set_is_complete_in_order_and_adds_up(assembled):
+    workspace, manifest = assembled
+    table = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((workspace / "assemble/parquet").iterdir())]
+    )
+    stay = 30 - LOST
+    assert table["position"].to_pylist() == list(range((stay + LOST) * IMAGES))
+    label, source = np.array(table["label"]), table["source"].to_pylist()
+    assert (np.bincount(label) == IMAGES).all()
+    # Synthetic people first, and as many as were lost; no identity in one piece.
+    assert source == ["new"] * LOST * IMAGES + ["base"] * stay * IMAGES
+    assert (np.diff(label) == 0).mean() < 0.3
+
+    counts = manifest.counts["training_set"]
+    generators = Counter(table["generator"].to_pylist())
+    assert counts["images"] == len(table) == counts["kept"] + counts["augmented"]
+    assert counts["augmented"] == generators["augment"] > 0
+    assert counts["sources"]["new"]["surplus"] == LOST * 3
+    assert counts["shards"] == len(list((workspace / "assemble/webdataset").glob("*.tar"))) == 9
+
+    face_set = FaceSet(str(workspace / "assemble/identities"))
+    people = {item.identity_id: item for item in face_set.iter_identities()}
+    assert people.keys() == {item.identity_id for item in PEOPLE}
+    reasons = Counter(item.rejected for item in people.values())
+    assert reasons == {
+        None: 30,
+        "screen:in_gallery": 1,
+        "assemble:too_few": LOST - 1 + 10,
+        "assemble:spare": 10 - LOST,
+    }
+    totals = manifest.counts["images"]
+    assert totals["read"] == sum(len(item.images) for item in PEOPLE)
+    assert totals["made"] == counts["augmented"]
+    assert totals["kept"] + sum(totals["rejected"].values()) == totals["read"] + totals["made"]
+    assert totals["kept"] == len(table)
+    for row in table.slice(0, 50).to_pylist():
+        images = {image.image_id: image for image in people[row["identity_id"]].images}
+        assert images[row["image_id"]].data == row["image"]["bytes"]
+        assert row["parent"] is None or row["parent"] in images
+    assert not (workspace / "assemble/exchange").exists()
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing(assembled):
+    workspace, manifest = assembled
+    start = time.perf_counter()
+    assert run(build(workspace)) == manifest
+    assert time.perf_counter() - start < 1
+    config = build(workspace)
+    quality = config.assemble.model_copy(update={"jpeg_quality": 90})
+    with pytest.raises(UserError, match=r"settings\.jpeg_quality 95 → 90"):
+        run(config.model_copy(update={"assemble": quality}))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(assembled, tmp_path):
+    """Other files, more workers, a kill -9 as soon as a shard is written, and a new driver."""
+    before, manifest = assembled
+    screened(tmp_path, files=3)
+    address = ray.get_runtime_context().gcs_address
+    here = Path(__file__)
+    child = (
+        f"import sys; sys.path.insert(0, {str(here.parent)!r}); from pathlib import Path; "
+        f"import {here.stem} as test; "
+        f"test.run(test.build(Path({str(tmp_path)!r}), address={address!r}))"
+    )
+    first = tmp_path / "assemble/webdataset/shard-000000.tar"
+    with subprocess.Popen(
+        [sys.executable, "-c", child], cwd=here.parents[2], env={**os.environ, "PYTHONPATH": "."}
+    ) as process:
+        while not first.exists():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "assemble/manifest.json").exists()
+    made = first.stat().st_mtime_ns
+    again = run(build(tmp_path, min=2, max=3))
+    assert first.stat().st_mtime_ns == made
+    assert again.content_digest == manifest.content_digest
+    assert again.counts["training_set"] == manifest.counts["training_set"]
+    assert files_of(tmp_path) == files_of(before)
+
+
+def test_without_a_screened_set_it_says_so(tmp_path):
+    with pytest.raises(UserError, match="run screen first"):
+        run(build(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_source_without_a_phase_is_the_users_mistake(ray_cluster, tmp_path):
+    config = build(screened(tmp_path))
+    only = config.assemble.model_copy(update={"phases": ["new"]})
+    with pytest.raises(UserError, match=r"assemble\.phases.*'base'"):
+        run(config.model_copy(update={"assemble": only}))
+
+
+def test_the_plan_counts_what_it_makes():
+    rows = pa.table(
+        {
+            "identity_id": ["a", "b", "c"],
+            "index": pa.array([0, 1, 2], pa.int64()),
+            "source": ["base"] * 3,
+            "rejected": pa.nulls(3, pa.string()),
+            "kept": pa.array([10, 60, 9], pa.int32()),
+        }
+    )
+    plan = curriculum.make_plan(
+        rows, min_images=10, phases=["new", "base"], replacement="new", seed=0
+    )
+    found = curriculum.summarise(plan, 50)
+    base = {"identities": 2, "images": 100, "kept": 60, "augmented": 40, "surplus": 10}
+    assert found == {**base, "sources": {"base": base}}
