@@ -58,7 +58,7 @@ class Aligner(Protocol):
     """Finds and crops the largest face."""
 
     def align(self, rgb: np.ndarray) -> AlignedFace | None:
-        """The largest face of a photograph, uint8 (height, width, 3) RGB; None without one."""
+        """The largest face of a photograph, uint8 (height, width, 3) RGB, or None."""
         ...
 
 
@@ -89,7 +89,7 @@ def _largest(boxes: np.ndarray) -> int:
 
 
 class DlibAligner:
-    """dlib's HOG face detector and its 5-point shape predictor (package face_recognition_models)."""
+    """dlib's HOG face detector and 5-point shape predictor (package face_recognition_models)."""
 
     def __init__(self, upsample: int, min_score: float) -> None:
         try:
@@ -110,7 +110,7 @@ class DlibAligner:
         self._min_score = min_score
 
     def align(self, rgb: np.ndarray) -> AlignedFace | None:
-        """The largest face of a photograph, uint8 (height, width, 3) RGB; None without one."""
+        """The largest face of a photograph, uint8 (height, width, 3) RGB, or None."""
         import cv2
 
         height, width = rgb.shape[:2]
@@ -181,7 +181,7 @@ class ScrfdAligner:
         self._min_score = min_score
 
     def align(self, rgb: np.ndarray) -> AlignedFace | None:
-        """The largest face of a photograph, uint8 (height, width, 3) RGB; None without one."""
+        """The largest face of a photograph, uint8 (height, width, 3) RGB, or None."""
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         found, points = self._detector.detect(
             bgr, input_size=self._input_size, det_thresh=self._min_score
