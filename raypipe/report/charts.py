@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -29,7 +30,7 @@ COLOURS = {
 SERIES = ("blue", "orange", "green", "purple", "red")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _WIDTH, _HEIGHT = 5.0, 3.0  # inches of 72 units: 360×216, the width of a phone, so text is legible
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.edgecolor": COLOURS["line"],

@@ -38,7 +38,7 @@ def document(root: str, config: ReportConfig) -> str:
     sections = [
         summary.section(workspace, screened),
         cleaning.section(workspace, config, album),
-        similarity.section(workspace, screened),
+        similarity.section(workspace),
         leaks,
         curriculum.section(workspace, album),
         training.section(workspace),

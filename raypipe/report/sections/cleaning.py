@@ -53,7 +53,10 @@ def choose(face_set: FaceSet, reasons: set[str], number: int) -> list[str]:
         reasons: every reason of rejection that occurs in the set.
         number: identities wanted; more are given where so many reasons need them.
     """
-    missing, chosen, others, untouched = set(reasons), [], [], []
+    missing = set(reasons)
+    chosen: list[str] = []
+    others: list[str] = []
+    untouched: list[str] = []
     for row in _rows(face_set):
         if row.reasons & missing:
             missing -= row.reasons
@@ -194,7 +197,8 @@ def section(workspace: Workspace, config: ReportConfig, album: Album) -> Section
     lead = (
         "Each strip below is one identity: the faces that were kept, from the most to the least"
         " similar to the identity's centre, then in red frames those that were removed, with the"
-        " reason. The number under a face is its similarity. Look for a removed face that shows the same person (removed by mistake), and for a"
+        " reason. The number under a face is its similarity. Look for a removed face that shows"
+        " the same person (removed by mistake), and for a"
         " kept one that does not (missed). Nothing is deleted: removed images stay in the set with"
         " their reason."
     )

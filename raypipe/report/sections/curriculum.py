@@ -73,14 +73,17 @@ def section(workspace: Workspace, album: Album) -> Section:
         blocks.append(
             Strip(
                 title=f"Phase {phase.number + 1}: source {phase.rows[0]['source']}",
-                note=f"{count(after - phase.start, 'image')}, from position {phase.start:,} on; the first"
+                note=f"{count(after - phase.start, 'image')}, from position {phase.start:,} on;"
+                " the first"
                 f" {len(phase.rows)} are shown.",
                 faces=tuple(_face(album, row) for row in phase.rows),
             )
         )
     lead = (
-        f"The set holds {count(total, 'image')} in a fixed order, and the trainer reads them in this"
-        " order. Within a phase the identities are shuffled. Look for faces you would not expect in a"
+        f"The set holds {count(total, 'image')} in a fixed order, and the trainer reads them in"
+        " this"
+        " order. Within a phase the identities are shuffled. Look for faces you would not expect"
+        " in a"
         " phase, and compare augmented images with originals: they should be a little worse, not"
         " somebody else."
     )

@@ -2,17 +2,13 @@
 
 from typing import Any
 
-from raypipe import storage
 from raypipe.config.report import ReportConfig
 from raypipe.faceset import FaceSet, Identity
-from raypipe.report import charts
 from raypipe.report.album import Album
 from raypipe.report.blocks import (
     Badge,
     Block,
     Cell,
-    Chart,
-    Charts,
     Face,
     Meter,
     Section,
@@ -20,12 +16,13 @@ from raypipe.report.blocks import (
     Verdict,
     absent,
 )
-from raypipe.report.screened import EDGES, Row, Screened, scan
+from raypipe.report.screened import Row, Screened, scan
 from raypipe.report.sections.cleaning import first_face
-from raypipe.report.words import count
+from raypipe.report.words import count, percent
 from raypipe.report.workspace import Workspace
 
 ANCHOR, TITLE = "leakage", "Leakage"
+LEAKAGE = "leakage.json"  # of the screening job
 CALLS = 8  # closest admitted identities shown
 
 
@@ -40,29 +37,40 @@ def verdict(screened: Screened | None) -> Verdict:
     if not screened.compared:
         return Verdict(
             word="Not checked",
-            sentence="No identity was compared with a public gallery: the configuration names none.",
+            sentence="No identity was compared with a public gallery: the configuration names"
+            " none.",
             tone="warn",
         )
-    names = ", ".join(sorted(screened.histograms))
+    names = ", ".join(screened.galleries)
     refused = f"{count(screened.refused_total, 'identity')} that did "
     refused += "was refused" if screened.refused_total == 1 else "were refused"
     if screened.above:
         return Verdict(
             word="Leakage",
-            sentence=f"{count(screened.above, 'admitted identity')} of {screened.admitted:,} reach the"
+            sentence=f"{count(screened.above, 'admitted identity')} of {screened.admitted:,}"
+            " reach the"
             f" threshold against {names} and must not be used.",
             tone="bad",
+        )
+    if screened.unchecked:
+        return Verdict(
+            word="Not complete",
+            sentence=f"{count(screened.unchecked, 'admitted identity')} could not be compared with"
+            f" {names}, for want of an embedding.",
+            tone="warn",
         )
     closest = ""
     if screened.closest:
         evidence = screened.closest[0].evidence
         closest = (
-            f" The closest admitted one has {evidence.gallery_similarity:.3f} against a threshold of"
+            f" The closest admitted one has {evidence.gallery_similarity:.3f} against a threshold"
+            " of"
             f" {evidence.gallery_threshold:.3f}."
         )
     return Verdict(
         word="No leakage found",
-        sentence=f"None of the {count(screened.admitted, 'admitted identity')} reaches the similarity"
+        sentence=f"None of the {count(screened.admitted, 'admitted identity')} reaches the"
+        " similarity"
         f" from which a face counts as a person of {names}; {refused}.{closest}",
         tone="good",
     )
@@ -93,6 +101,44 @@ class _Galleries:
                 alt = f"Gallery face {entry} of {gallery}"
                 return album.face(image.data, alt=alt, caption=(gallery, entry))
         return f"{gallery} {entry}"
+
+
+def warnings(summary: dict[str, Any]) -> list[Verdict]:
+    """What weakens the verdict, as the screening job noted it."""
+    return [
+        Verdict(word="Take care", sentence=text[0].upper() + text[1:] + ".", tone="warn")
+        for text in summary["warnings"]
+    ]
+
+
+def _comparisons(summary: dict[str, Any]) -> Table:
+    return Table(
+        caption="What was compared",
+        head=(
+            "Gallery",
+            "People",
+            "Faces",
+            "Identities compared",
+            "Refused",
+            "Threshold",
+            "False match rate",
+            "Own faces recognised",
+        ),
+        rows=tuple(
+            (
+                name,
+                f"{facts['people']:,}",
+                f"{facts['faces']:,}",
+                f"{facts['compared']:,}",
+                f"{facts['refused']:,}",
+                f"{facts['threshold']:.3f}",
+                f"{summary['false_match_rate']:g}",
+                "–" if facts["recognised"] is None else percent(facts["recognised"]),
+            )
+            for name, facts in sorted(summary["galleries"].items())
+        ),
+        numeric=frozenset(range(1, 8)),
+    )
 
 
 def _pairs(
@@ -157,7 +203,10 @@ def section(
     wanted |= {row.evidence.nearest for row in screened.repeated if row.evidence.nearest}
     people = {person.identity_id: person for person in face_set.read(sorted(wanted))}
     galleries = _Galleries(workspace, shown)
-    blocks: list[Block] = [verdict(screened)]
+    summary = workspace.json("screen", LEAKAGE)
+    blocks: list[Block] = [verdict(screened), *warnings(summary)]
+    if summary["galleries"]:
+        blocks.append(_comparisons(summary))
     if screened.refused:
         total, part = screened.refused_total, len(screened.refused)
         number = f"{part} of {total:,}" if total > part else f"{total:,}"
@@ -173,7 +222,8 @@ def section(
     lead = (
         "Every identity was compared with every face of the public galleries, and with every other"
         " identity. The threshold is not a constant: it is measured on the gallery's own pairs of"
-        " different people, so that a comparison of two strangers reaches it only at the false match"
+        " different people, so that a comparison of two strangers reaches it only at the false"
+        " match"
         " rate set in the configuration. Compare the two faces of a row: a refused pair should look"
         " like one person, a close call that was admitted should not."
     )
@@ -182,5 +232,5 @@ def section(
 
 def scanned(workspace: Workspace, config: ReportConfig) -> Screened | None:
     """The evidence of the screening job, None where it has not been run."""
-    face_set = workspace.rows("screen")
-    return scan(face_set, config.pairs, CALLS) if face_set else None
+    face_set, summary = workspace.rows("screen"), workspace.json("screen", LEAKAGE)
+    return scan(face_set, list(summary["galleries"]), config.pairs, CALLS) if face_set else None

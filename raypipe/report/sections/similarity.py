@@ -6,10 +6,10 @@ import numpy as np
 
 from raypipe import storage
 from raypipe.cleaning.calibration import EDGES, Calibration
-from raypipe.report import charts, screened
+from raypipe.report import charts
 from raypipe.report.blocks import Block, Chart, Charts, Section, absent
 from raypipe.report.charts import Histogram, Mark
-from raypipe.report.screened import Screened
+from raypipe.report.sections.leakage import LEAKAGE
 from raypipe.report.words import count, percent
 from raypipe.report.workspace import Workspace
 
@@ -68,10 +68,12 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
     )
     centres = Chart(
         title="Folders: one person against two",
-        hint="Blue: two halves of one folder. Orange: two different folders. A pair of folders right"
+        hint="Blue: two halves of one folder. Orange: two different folders. A pair of folders"
+        " right"
         " of the dashed line is taken for one person. Look for orange to the right of it: those are"
         " the duplicates listed under Cleaning.",
-        alt=f"Histogram of similarities of centres with the threshold {found.duplicate_threshold:.3f}",
+        alt="Histogram of similarities of centres with the threshold"
+        f" {found.duplicate_threshold:.3f}",
         svg=charts.histogram(
             "clean-centres",
             [
@@ -90,22 +92,15 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
     return [images, centres]
 
 
-def _galleries(workspace: Workspace, found: Screened | None) -> list[Chart]:
-    leakage = workspace.json("screen", "leakage.json")
-    if found is None or leakage is None:
-        return []
+def _galleries(summary: dict[str, Any]) -> list[Chart]:
     drawn = []
-    for name, calibration in sorted(leakage["galleries"].items()):
+    for name, calibration in sorted(summary["galleries"].items()):
         pairs, threshold = calibration["impostor_pairs"], calibration["threshold"]
         groups = [
             _from_json("different people of the gallery", calibration["impostor"], "orange"),
             _from_json("one person of the gallery", calibration["genuine"], "green"),
+            _from_json("identities: nearest gallery face", calibration["nearest"], "blue"),
         ]
-        if name in found.histograms:
-            nearest = found.histograms[name]
-            groups.append(
-                _group("identities: nearest gallery face", screened.EDGES, nearest, "blue")
-            )
         recognised = calibration["recognised"]
         tail = (
             f" {percent(recognised)} of the gallery's own pairs of one person reach the line: so"
@@ -116,8 +111,10 @@ def _galleries(workspace: Workspace, found: Screened | None) -> list[Chart]:
         drawn.append(
             Chart(
                 title=f"Leakage: identities against {name}",
-                hint="Orange: two different people of the gallery, which set the threshold. Blue: each"
-                " identity and its nearest gallery face; the nearest of many lies further right than"
+                hint="Orange: two different people of the gallery, which set the threshold."
+                " Blue: each"
+                " identity and its nearest gallery face; the nearest of many lies further right"
+                " than"
                 " an ordinary pair. Look for blue right of the line: those were refused." + tail,
                 alt=f"Histogram of {count(pairs, 'impostor pair')} of {name}, with the identities'"
                 f" nearest similarities and the threshold {threshold:.3f}",
@@ -132,9 +129,36 @@ def _galleries(workspace: Workspace, found: Screened | None) -> list[Chart]:
     return drawn
 
 
-def section(workspace: Workspace, found: Screened | None) -> Section:
+def _unique(unique: dict[str, Any]) -> Chart:
+    threshold = unique["threshold"]
+    groups = [
+        _from_json("two identities", unique["impostor"], "orange"),
+        _from_json("halves of one identity", unique["genuine"], "blue"),
+    ]
+    return Chart(
+        title="Uniqueness: identities against each other",
+        hint="Orange: two different identities. Blue: one half of an identity's images against the"
+        " other half. Two identities right of the dashed line count as one person, and the later"
+        " one"
+        " was refused. Look for hills that stand apart.",
+        alt=f"Histogram of {count(unique['impostor_pairs'], 'pair')} of identities with the"
+        " threshold"
+        f" {threshold:.3f}",
+        svg=charts.histogram(
+            "unique",
+            [group for group in groups if sum(group.counts)],
+            x_label="cosine similarity",
+            marks=[Mark(label=f"threshold {threshold:.3f}", value=threshold)],
+        ),
+    )
+
+
+def section(workspace: Workspace) -> Section:
     """The section of the calibrations of cleaning and screening."""
-    drawn = _cleaning(workspace) + _galleries(workspace, found)
+    drawn = _cleaning(workspace)
+    if summary := workspace.json("screen", LEAKAGE):
+        drawn += _galleries(summary)
+        drawn += [_unique(summary["unique"])] if summary["unique"] else []
     if not drawn:
         return absent(ANCHOR, TITLE, "clean or screen")
     blocks: list[Block] = [Charts(charts=tuple(drawn))]

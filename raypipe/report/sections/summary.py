@@ -44,7 +44,7 @@ def _leakage(screened: Screened | None) -> list[Tile]:
             label="Refused: real person",
             value=f"{screened.refused_total:,}",
             detail=f"of {count(screened.compared, 'identity')} compared with"
-            f" {', '.join(sorted(screened.histograms))}",
+            f" {', '.join(screened.galleries)}",
         )
     ]
 
@@ -58,7 +58,8 @@ def _assembled(workspace: Workspace) -> list[Tile]:
         Tile(
             label="Training set",
             value=f"{made['images']:,} images",
-            detail=f"{count(made['identities'], 'identity')}; {made['augmented']:,} of the images were"
+            detail=f"{count(made['identities'], 'identity')}; {made['augmented']:,} of the images"
+            " were"
             " made by augmentation",
         )
     ]
@@ -128,7 +129,7 @@ def section(workspace: Workspace, screened: Screened | None) -> Section:
     table = _path(workspace)
     if table.rows:
         blocks.append(table)
-    lead = "What went in, what was refused, what was made, and what a recognizer trained on it reaches."
+    lead = "What was kept, refused and made, and what a recognizer trained on it reaches."
     if missing:
         lead += f" Not run yet: {', '.join(missing)}."
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

@@ -34,7 +34,8 @@ def section(workspace: Workspace) -> Section:
     """The section of `run.json` of all jobs."""
     stages = _stages(workspace)
     lead = (
-        "How long each stage took, and how fast it was. Times are of the last run of each job; a run"
+        "How long each stage took, and how fast it was. Times are of the last run of each job; a"
+        " run"
         " that was resumed counts only what was left to do."
     )
     if not stages:

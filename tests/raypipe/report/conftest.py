@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jobs.stage import totals
-from raypipe import seeding, storage, verification
-from raypipe.cleaning import calibration
+from raypipe import seeding, storage
+from raypipe.cleaning.calibration import Calibration, histogram
 from raypipe.faceset import (
     CleanEvidence,
     Identity,
@@ -18,9 +18,13 @@ from raypipe.faceset import (
     write_rows,
 )
 from raypipe.images import encode_jpeg, encode_png, resize
+from raypipe.impostors import Calibration as GalleryCalibration
+from raypipe.impostors import Histogram
 from raypipe.manifest import Manifest, Origin, digest_of, summarise, write_manifest
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
+from raypipe.report.sections.leakage import LEAKAGE
+from raypipe.report.sections.similarity import CALIBRATION
 from raypipe.training_set import FLAT, PARQUET, shard_name, to_parquet
 
 IMAGES = 14
@@ -186,6 +190,60 @@ def gallery(painter: Painter) -> list[Identity]:
     ]
 
 
+def calibrations(root: str, rate: float = 1e-5) -> None:
+    """What cleaning and screening measured, written by their own classes."""
+    rng = seeding.generator(11, "calibrations")
+
+    def drawn(mean: float, count: int) -> np.ndarray:
+        return np.tanh(rng.normal(mean, 0.12, count))
+
+    calibration = Calibration(
+        mean=np.zeros(16, np.float32),
+        projection=np.eye(16, dtype=np.float32),
+        coherence=0.5,
+        threshold=0.42,
+        duplicate_threshold=0.71,
+        strangers=0.07,
+        genuine=histogram(drawn(0.9, 3000)),
+        impostor=histogram(drawn(0.0, 9000)),
+        duplicate_genuine=histogram(drawn(1.2, 100)),
+        duplicate_impostor=histogram(drawn(0.1, 900)),
+        identities=8,
+        images=110,
+    )
+    calibration.save(storage.join(root, "clean", CALIBRATION))
+
+    def measured(threshold: float) -> dict:
+        found = GalleryCalibration(
+            threshold=threshold,
+            pairs=4000,
+            impostor=Histogram().add(drawn(0.1, 4000)),
+            genuine=Histogram().add(drawn(0.9, 200)),
+            recognised=0.93,
+            same=[],
+        )
+        return found.to_json([])
+
+    nearest = Histogram().add(np.array([0.2 + 0.03 * i for i in range(6)] + [0.81]))
+    gallery_facts = {
+        **measured(0.55),
+        "people": 3,
+        "faces": 6,
+        "compared": 7,
+        "refused": 1,
+        "nearest": nearest.to_json(),
+    }
+    storage.write_json(
+        storage.join(root, "screen", LEAKAGE),
+        {
+            "galleries": {"public": gallery_facts},
+            "unique": {**measured(0.6), "compared": 6, "refused": 1},
+            "false_match_rate": rate,
+            "warnings": ["gallery 'public': only 93% of its own faces are recognised"],
+        },
+    )
+
+
 @pytest.fixture(scope="session")
 def row_workspace(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A workspace whose row jobs are finished, and nothing after them."""
@@ -198,6 +256,7 @@ def row_workspace(tmp_path_factory: pytest.TempPathFactory) -> str:
     finish(root, "clean", clean, inputs={"embed": digest_of(2)})
     finish(root, "screen/galleries/public/embed", gallery(painter))
     finish(root, "screen", screened(clean), inputs={"clean": digest_of(3)})
+    calibrations(root)
     return root
 
 
