@@ -173,7 +173,9 @@ class ScrfdAligner:
         try:
             detector = get_model(path, providers=providers, sess_options=options)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise UserError(f"{path}: not an ONNX model that can be run ({error})") from error
+            raise UserError(
+                f"{path}: not an ONNX model that can be run ({str(error)[:200]!r})"
+            ) from error
         if not isinstance(detector, SCRFD) or not detector.use_kps:
             raise UserError(f"{path}: not an SCRFD detector with key points (9 or 15 outputs)")
         self._detector = detector

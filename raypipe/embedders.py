@@ -11,7 +11,7 @@ from raypipe import storage
 from raypipe.config.embed import EmbedderConfig
 from raypipe.errors import UserError
 from raypipe.models import dlib_resnet, iresnet
-from raypipe.models.loading import load_into, shipped
+from raypipe.models.loading import first_line, load_into, shipped
 
 SIZE = 112  # pixels; every embedder takes the ArcFace crop
 
@@ -96,7 +96,9 @@ class InsightFaceEmbedder:
         try:
             session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise UserError(f"{path}: not an ONNX model that can be run ({error})") from error
+            raise UserError(
+                f"{path}: not an ONNX model that can be run ({first_line(error)})"
+            ) from error
         inputs = [list(entry.shape) for entry in session.get_inputs()]
         outputs = [list(entry.shape) for entry in session.get_outputs()]
         faces = len(inputs) == 1 and inputs[0][1:] == [3, SIZE, SIZE] and inputs[0][0] != 1

@@ -24,17 +24,24 @@ def shipped(name: str) -> str:
     return str(Path(__file__).parents[1] / "weights" / name)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, short enough for one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _parse(path: str) -> object:
-    data = storage.read_bytes(path)
+    try:
+        data = storage.read_bytes(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     try:
         if path.endswith(".safetensors"):
             return load_safetensors(data)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # Whatever a broken or hostile file makes the parsers raise, the file is at fault.
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path}: not weights that can be loaded safely ({first[:200]}); "
+            f"{path}: not weights that can be loaded safely ({first_line(error)}); "
             "expected safetensors, or a PyTorch file that holds nothing but tensors"
         ) from error
 

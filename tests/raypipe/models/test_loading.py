@@ -107,6 +107,8 @@ def test_truncated_checkpoint_is_named(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.pt: no such file"):
         load_state(str(tmp_path / "nowhere.pt"))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_state(str(tmp_path))
 
 
 def test_what_is_not_a_tensor_is_named(tmp_path: Path) -> None:
