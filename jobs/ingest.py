@@ -1,8 +1,7 @@
 """Reads the base set into a face set: a row an identity, with the bytes of its images.
 
 The source is listed first, into a face set of rows without bytes; the stage then maps those rows,
-so that it resumes like any other. The listing is made anew at every run, which is how a changed source
-is noticed.
+so that it resumes like any other. Every run lists anew, which is how a changed source is noticed.
 """
 
 import hashlib
@@ -10,6 +9,7 @@ import tempfile
 import time
 from itertools import islice
 
+from actors.align import AlignActor
 from actors.read import ReadActor
 from jobs.progress import console
 from jobs.stage import Step, run_stage, totals
@@ -61,13 +61,27 @@ def ingest_folder(
             pool=config.ingest.pool,
         )
     ]
+    if aligner:
+        steps.append(
+            Step(
+                name="align",
+                actor=AlignActor,
+                arguments={"aligner": aligner.model_dump()},
+                pool=config.ingest.pool,
+            )
+        )
     return run_stage(
         config,
         job=job,
         source=listing,
         steps=steps,
-        settings={"max_bytes": limit, "source": source},
+        settings={
+            "max_bytes": limit,
+            "source": source,
+            "aligner": aligner.model_dump(exclude={"weights"}) if aligner else None,
+        },
         inputs={"files": fingerprint},
+        models=_networks(aligner),
     )
 
 
@@ -90,6 +104,15 @@ def write_listing(root: str, path: str, *, job: str, source: str, max_bytes: int
     if time.monotonic() - start > _SLOW_SECONDS:
         console.print(f"{job}: listed {count:,} identities of {path}")
     return digest.hexdigest()
+
+
+def _networks(aligner: AlignerConfig | None) -> list[str]:
+    """Weight files of an aligner: one, or every network of a model pack's folder."""
+    if aligner is None or aligner.weights is None:
+        return []
+    if aligner.weights.endswith(".onnx"):
+        return [aligner.weights]
+    return [e.path for e in storage.listdir(aligner.weights) if e.name.endswith(".onnx")]
 
 
 def _publish(made: str, root: str, job: str, fingerprint: str) -> None:

@@ -1,6 +1,7 @@
 """The ingest job, through Ray."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from jobs.ingest import ingest_folder, run, write_listing
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
-from raypipe.images import encode_jpeg
+from raypipe.images import decode, encode_jpeg
 from raypipe.manifest import read_manifest
+from raypipe.orl import photographs
 
 
 def jpeg(seed: int) -> bytes:
@@ -135,3 +137,26 @@ def test_a_second_run_does_nothing_and_a_changed_source_is_noticed(messy: Path) 
     os.utime(messy / "set" / "p1" / "1.jpg", ns=(0, 0))
     with pytest.raises(UserError, match=r"inputs\.files .* → "):
         run(config)
+
+
+@pytest.mark.slow
+def test_photographs_are_aligned_on_their_way_in(tmp_path: Path, ray_cluster: None) -> None:
+    for photo in photographs():
+        if photo.person in ("s01", "s02") and photo.number <= 3:
+            folder = tmp_path / "set" / photo.person
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photo.path, folder / f"{photo.number}.pgm")
+    (tmp_path / "set" / "s02" / "wall.jpg").write_bytes(encode_jpeg(np.full((80, 80, 3), 90, "u1")))
+    manifest = run(build(tmp_path, "ingest.aligner={kind: dlib}"))
+    assert manifest.counts["images"] == {
+        "total": 13,
+        "read": 7,
+        "made": 6,
+        "kept": 6,
+        "rejected": {"align:no_face": 1, "align:replaced_by_crop": 6},
+    }
+    for identity in FaceSet(str(tmp_path / "work" / "ingest")).iter_identities():
+        assert len(identity.kept) == 3
+        for image in identity.kept:
+            assert decode(image.data, source="").shape == (112, 112, 3)
+            assert image.parent in {f"{n}.pgm" for n in (1, 2, 3)}
