@@ -2,9 +2,10 @@
 
     python benchmarks/embedders.py
 
-`wall` is the fastest of the repetitions, `cpu` the smallest processor time; on a busy machine only the
-second says something about the network. The last column is a digest of the embeddings: the same in
-all rows of a batch size means that the number of threads does not change a byte.
+`wall` is the fastest of the repetitions, `cpu` the smallest processor time; on a busy machine only
+the second says something about the network. The last column is a digest of the
+embeddings: the same in all rows of a batch size means that the number of threads does not change a
+byte.
 """
 
 import hashlib
