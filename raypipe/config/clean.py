@@ -17,7 +17,7 @@ class ShareConfig(Settings):
     highest: float = Field(0.90, ge=-1, le=1, description="largest cosine tried")
     share_min: float = Field(0.50, ge=0, le=1, description="smallest share of the largest cluster")
     share_max: float = Field(0.80, ge=0, le=1, description="largest share of the largest cluster")
-    min_samples: int = Field(2, ge=1, description="DBSCAN: images that make a core, itself included")
+    min_samples: int = Field(2, ge=1, description="DBSCAN: images that make a core")
 
 
 class CleanConfig(Settings):
@@ -38,13 +38,13 @@ class CleanConfig(Settings):
         None,
         ge=-1,
         le=1,
-        description="cosine of two centres from which two identities are one person; none: calibrated",
+        description="cosine of two centres that makes two identities one; none: calibrated",
     )
     sample_identities: int = Field(
         2000, ge=2, description="identities that the thresholds are calibrated on"
     )
     near_duplicate: float = Field(
-        0.985,
+        0.995,
         gt=0,
         le=1,
         description="correlation of small grey pictures from which two images are one picture",
