@@ -190,11 +190,12 @@ def roc(name: str, curves: Sequence[Line]) -> str:
                 linestyle=_DASHES[position % len(_DASHES)],
                 drawstyle="steps-post",
             )
-        chance = np.logspace(-4, 0, 40)
+        least = min((min(x for x in curve.x if x > 0) for curve in curves), default=1e-4)
+        chance = np.geomspace(least, 1, 40)
         axes.plot(chance, chance, color=COLOURS["muted"], linewidth=0.9, label="guessing")
         axes.set_xscale("log")
         axes.set_ylim(0, 1.02)
-        axes.set_xlim(right=1)
+        axes.set_xlim(least / 1.5, 1)
         _legend(axes)
         return _svg(figure, name)
 

@@ -11,7 +11,7 @@ def count(number: int, noun: str) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     """0.1234 → "12.3 %"."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:

@@ -114,8 +114,9 @@ def strip(album: Album, identity: Identity) -> Strip:
         note = f"{reason_sentence(identity.rejected)} {note}"
     elif not removed:
         badge = Badge(text="kept, nothing removed", tone="good")
-    hidden = len(kept) - len(shown_kept), len(removed) - len(shown_removed)
-    more = f"Not shown: {hidden[0]:,} kept and {hidden[1]:,} removed." if any(hidden) else ""
+    hidden = {"kept": len(kept) - len(shown_kept), "removed": len(removed) - len(shown_removed)}
+    parts = [f"{count(number, 'face')} {what}" for what, number in hidden.items() if number]
+    more = f"Not shown: {' and '.join(parts)}." if parts else ""
     faces = tuple(_face(album, identity, image) for image in [*shown_kept, *shown_removed])
     title = f"Identity {identity.identity_id}"
     return Strip(title=title, note=note, faces=faces, badge=badge, more=more)

@@ -13,7 +13,7 @@ from raypipe.report.workspace import Workspace
 from raypipe.training_set import PARQUET
 
 ANCHOR, TITLE = "curriculum", "Training set and curriculum"
-_SHOWN = 12  # images of a phase
+_SHOWN = 22  # images of a phase
 _COLUMNS = ["image.bytes", "identity_id", "image_id", "source", "phase", "position", "parent"]
 
 

@@ -1,11 +1,13 @@
 """Similarities with their thresholds: how far apart one person and two people are."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from raypipe import storage
-from raypipe.cleaning.calibration import EDGES, Calibration
+from raypipe.cleaning.calibration import BINS, Calibration
 from raypipe.report import charts
 from raypipe.report.blocks import Block, Chart, Charts, Section, absent
 from raypipe.report.charts import Histogram, Mark
@@ -15,33 +17,58 @@ from raypipe.report.workspace import Workspace
 
 ANCHOR, TITLE = "similarity", "Similarities and thresholds"
 CALIBRATION = "calibration.npz"  # of the cleaning job
-_BINS = 80  # drawn at most
+_SHOWN = 50  # bins drawn at most
 
 
-def thinned(edges: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The filled part of a histogram in at most `_BINS` bins of equal width."""
-    filled = np.flatnonzero(counts)
-    if not len(filled):
-        return edges[[0, -1]], np.zeros(1)
-    first, last = filled[0], filled[-1] + 1
-    step = max(1, -(-(last - first) // _BINS))
-    end = min(first + step * -(-(last - first) // step), len(counts))
-    starts = np.arange(first, end, step)
-    ends = np.append(edges[starts], edges[end])
-    return ends, np.add.reduceat(counts[:end], starts)
+@dataclass(frozen=True, kw_only=True)
+class Fine:
+    """A histogram as a job keeps it, in many narrow bins: bin i starts at start + i * width."""
+
+    label: str
+    colour: str
+    start: float
+    width: float
+    counts: np.ndarray
 
 
-def _group(label: str, edges: np.ndarray, counts: np.ndarray, colour: str) -> Histogram:
-    edges, counts = thinned(edges, counts)
-    return Histogram(label=label, edges=edges.tolist(), counts=counts.tolist(), colour=colour)
+def _clean(label: str, counts: np.ndarray, colour: str) -> Fine:
+    """A histogram of the cleaning job."""
+    return Fine(label=label, colour=colour, start=-1.0, width=2 / BINS, counts=counts)
 
 
-def _from_json(label: str, value: dict[str, Any], colour: str) -> Histogram:
-    """A histogram as the screening job writes it: start, width, counts."""
+def _screen(label: str, value: dict[str, Any], colour: str) -> Fine:
+    """A histogram of the screening job."""
     counts = np.asarray(value["counts"], np.int64)
-    return _group(
-        label, value["start"] + value["width"] * np.arange(len(counts) + 1), counts, colour
+    return Fine(
+        label=label, colour=colour, start=value["start"], width=value["width"], counts=counts
     )
+
+
+def coarse(groups: Sequence[Fine]) -> list[Histogram]:
+    """The filled part of histograms of one bin width, in at most 50 bins that they share."""
+    filled = [group for group in groups if group.counts.any()]
+    width = filled[0].width
+    first = min(_place(group) + int(np.flatnonzero(group.counts)[0]) for group in filled)
+    last = max(_place(group) + int(np.flatnonzero(group.counts)[-1]) + 1 for group in filled)
+    step = -(-(last - first) // _SHOWN)
+    bins = -(-(last - first) // step)
+    edges = -1 + width * (first + step * np.arange(bins + 1))
+    drawn = []
+    for group in filled:
+        places = (np.arange(len(group.counts)) + _place(group) - first) // step
+        inside = (places >= 0) & (places < bins)
+        counts = np.bincount(places[inside], group.counts[inside], bins)
+        drawn.append(
+            Histogram(
+                label=group.label, colour=group.colour, edges=edges.tolist(), counts=counts.tolist()
+            )
+        )
+    return drawn
+
+
+def _place(group: Fine) -> int:
+    """How many bins lie between -1 and the start of a histogram."""
+    return round((group.start + 1) / group.width)
 
 
 def _cleaning(workspace: Workspace) -> list[Chart]:
@@ -58,10 +85,12 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
         f" similarities with the threshold at {found.threshold:.3f}",
         svg=charts.histogram(
             "clean-images",
-            [
-                _group("genuine: own identity", EDGES, found.genuine, "blue"),
-                _group("impostor: another identity", EDGES, found.impostor, "orange"),
-            ],
+            coarse(
+                [
+                    _clean("genuine: own identity", found.genuine, "blue"),
+                    _clean("impostor: another identity", found.impostor, "orange"),
+                ]
+            ),
             x_label="cosine similarity, calibrated space",
             marks=[Mark(label=f"threshold {found.threshold:.3f}", value=found.threshold)],
         ),
@@ -76,10 +105,12 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
         f" {found.duplicate_threshold:.3f}",
         svg=charts.histogram(
             "clean-centres",
-            [
-                _group("halves of one folder", EDGES, found.duplicate_genuine, "blue"),
-                _group("two folders", EDGES, found.duplicate_impostor, "orange"),
-            ],
+            coarse(
+                [
+                    _clean("halves of one folder", found.duplicate_genuine, "blue"),
+                    _clean("two folders", found.duplicate_impostor, "orange"),
+                ]
+            ),
             x_label="cosine similarity of centres, calibrated space",
             marks=[
                 Mark(
@@ -97,9 +128,9 @@ def _galleries(summary: dict[str, Any]) -> list[Chart]:
     for name, calibration in sorted(summary["galleries"].items()):
         pairs, threshold = calibration["impostor_pairs"], calibration["threshold"]
         groups = [
-            _from_json("different people of the gallery", calibration["impostor"], "orange"),
-            _from_json("one person of the gallery", calibration["genuine"], "green"),
-            _from_json("identities: nearest gallery face", calibration["nearest"], "blue"),
+            _screen("different people of the gallery", calibration["impostor"], "orange"),
+            _screen("one person of the gallery", calibration["genuine"], "green"),
+            _screen("identities: nearest gallery face", calibration["nearest"], "blue"),
         ]
         recognised = calibration["recognised"]
         tail = (
@@ -120,7 +151,7 @@ def _galleries(summary: dict[str, Any]) -> list[Chart]:
                 f" nearest similarities and the threshold {threshold:.3f}",
                 svg=charts.histogram(
                     f"gallery-{name}",
-                    [group for group in groups if sum(group.counts)],
+                    coarse(groups),
                     x_label="cosine similarity",
                     marks=[Mark(label=f"threshold {threshold:.3f}", value=threshold)],
                 ),
@@ -132,8 +163,8 @@ def _galleries(summary: dict[str, Any]) -> list[Chart]:
 def _unique(unique: dict[str, Any]) -> Chart:
     threshold = unique["threshold"]
     groups = [
-        _from_json("two identities", unique["impostor"], "orange"),
-        _from_json("halves of one identity", unique["genuine"], "blue"),
+        _screen("two identities", unique["impostor"], "orange"),
+        _screen("halves of one identity", unique["genuine"], "blue"),
     ]
     return Chart(
         title="Uniqueness: identities against each other",
@@ -146,7 +177,7 @@ def _unique(unique: dict[str, Any]) -> Chart:
         f" {threshold:.3f}",
         svg=charts.histogram(
             "unique",
-            [group for group in groups if sum(group.counts)],
+            coarse(groups),
             x_label="cosine similarity",
             marks=[Mark(label=f"threshold {threshold:.3f}", value=threshold)],
         ),

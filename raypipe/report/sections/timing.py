@@ -2,25 +2,38 @@
 
 from typing import Any
 
+from raypipe import storage
 from raypipe.report import charts
 from raypipe.report.blocks import Block, Chart, Charts, Section, Table
 from raypipe.report.words import duration
 from raypipe.report.workspace import JOBS, Workspace
 
 ANCHOR, TITLE = "timing", "Time"
-# Stages that a job runs inside its folder.
-_INNER = {"assemble": ("assemble/identities",)}
+
+
+def _inner(workspace: Workspace, job: str) -> list[tuple[str, str]]:
+    """(prefix, folder) of the stages that a job runs inside its folder, in their order."""
+    if job == "assemble":
+        return [("", "assemble/identities")]
+    if job == "screen":
+        galleries = storage.listdir(workspace.path("screen", "galleries"))
+        return [
+            (f"gallery {gallery.name}", f"screen/galleries/{gallery.name}/{part}")
+            for gallery in galleries
+            for part in ("ingest", "embed")
+        ]
+    return []
 
 
 def _stages(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
     """(label, stage of run.json) of every job that left one."""
     found = []
     for job in JOBS:
-        for folder in (job, *_INNER.get(job, ())):
+        for prefix, folder in [*_inner(workspace, job), ("", job)]:
             run = workspace.json(folder, "run.json")
             for stage in run["stages"] if run else []:
-                name = stage["name"]
-                found.append((job if name == job else f"{job}: {name}", stage))
+                label = " ".join(part for part in (prefix, stage["name"]) if part)
+                found.append((job if label == job else f"{job}: {label}", stage))
     return found
 
 

@@ -23,7 +23,7 @@ def tiles(workspace: Workspace) -> list[Tile]:
         far, tar = min(_tars(result).items())
         found.append(
             Tile(
-                label=f"Verification accuracy, {name}",
+                label=f"Accuracy on {name}",
                 value=percent(result["accuracy"]),
                 detail=f"± {100 * result['std']:.1f} over {len(result['accuracies'])} folds;"
                 f" TAR {percent(tar['mean'])} at FAR {percent(far)}",

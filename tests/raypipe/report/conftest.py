@@ -1,5 +1,6 @@
 """A small finished workspace, written with the same functions as the jobs write theirs."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from jobs.stage import totals
-from raypipe import seeding, storage
+from raypipe import seeding, storage, verification
 from raypipe.cleaning.calibration import Calibration, histogram
 from raypipe.faceset import (
     CleanEvidence,
+    FaceSet,
     Identity,
     Image,
     ScreenEvidence,
@@ -300,3 +302,64 @@ def assemble(root: str, people: list[Identity]) -> None:
     origin = Origin(job="assemble", settings={}, inputs={"screen": digest_of(4)}, models={})
     manifest = Manifest(origin=origin, counts=counts, content_digest=digest_of(5))
     write_manifest(storage.join(root, "assemble"), manifest)
+
+
+def train(root: str) -> None:
+    """The history of six epochs."""
+    epochs = [
+        {
+            "epoch": number + 1,
+            "loss": 20 * 0.7**number,
+            "accuracy": 1 - 0.8**number,
+            "images": 28,
+            "learning_rate": 0.1,
+            "seconds": 3.0,
+            "wait_seconds": 0.4,
+            "step_seconds": 2.6,
+        }
+        for number in range(6)
+    ]
+    folder = storage.join(root, "train")
+    storage.write_json(storage.join(folder, "history.json"), {"workers": 1, "epochs": epochs})
+    counts = {"classes": 2, "images": 28, "epochs": 6}
+    origin = Origin(job="train", settings={}, inputs={"assemble": digest_of(5)}, models={})
+    write_manifest(folder, Manifest(origin=origin, counts=counts, content_digest=digest_of(6)))
+
+
+def evaluate(root: str) -> None:
+    """The results of the real protocol on two sets of drawn distances."""
+    rng = seeding.generator(5, "evaluate")
+    sets = {}
+    for name, mean in (("orl", 0.6), ("other", 0.9)):
+        same = np.tile([True, False], 300)
+        folds = np.repeat(np.arange(10), 60)
+        distances = np.clip(rng.normal(np.where(same, mean, 1.7), 0.35), 0, 4)
+        found = verification.verify(distances, same, folds, [0.001, 0.01])
+        sets[name] = {
+            "pairs": len(same),
+            "accuracy": float(np.mean(found.accuracies)),
+            "std": float(np.std(found.accuracies)),
+            "accuracies": found.accuracies,
+            "tar_at_far": {
+                str(far): {"mean": mean, "std": std, "far": reached}
+                for far, (mean, std, reached) in found.tars.items()
+            },
+            "auc": found.auc,
+            "roc": found.roc,
+            "histogram": verification.histogram(distances, same),
+        }
+    folder = storage.join(root, "evaluate")
+    storage.write_json(storage.join(folder, "results.json"), {"sets": sets})
+    origin = Origin(job="evaluate", settings={}, inputs={"train": digest_of(6)}, models={})
+    write_manifest(folder, Manifest(origin=origin, counts={}, content_digest=digest_of(7)))
+
+
+@pytest.fixture(scope="session")
+def finished_workspace(row_workspace: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A workspace in which every job is finished."""
+    root = str(tmp_path_factory.mktemp("finished") / "workspace")
+    shutil.copytree(row_workspace, root)
+    assemble(root, list(FaceSet(storage.join(root, "screen")).iter_identities()))
+    train(root)
+    evaluate(root)
+    return root

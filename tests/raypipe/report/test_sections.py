@@ -51,7 +51,7 @@ def test_a_strip_shows_every_reason_of_its_identity_however_many_are_removed(alb
     assert {face.caption[0] for face in strip.faces} == {"other person", "corrupt"}
     assert all(face.tone == "bad" for face in strip.faces)
     assert strip.note.startswith("0 images kept, 41 removed.")
-    assert "and 32 removed" in strip.more
+    assert "32 faces removed" in strip.more
 
 
 def test_kept_faces_run_from_most_to_least_similar(row_workspace: str, album: Album) -> None:
@@ -158,15 +158,27 @@ def test_lost_images_show_in_the_accounts(row_workspace: str) -> None:
     assert not provenance.conserved(counts)
 
 
-def test_thinning_keeps_every_count_in_its_place() -> None:
-    edges = np.linspace(-1, 1, 2001)
+def test_histograms_of_a_chart_share_bins_and_lose_no_count() -> None:
     rng = np.random.default_rng(1)
-    values = rng.normal(0.4, 0.1, 5000)
-    counts = np.histogram(values, edges)[0]
-    thin_edges, thin = similarity.thinned(edges, counts)
-    assert len(thin) <= 80
-    assert thin.tolist() == np.histogram(values, thin_edges)[0].tolist()
-    assert thin.sum() == 5000
+    one, two = rng.normal(0.4, 0.1, 5000), rng.normal(0.0, 0.1, 300)
+    width = 0.0025
+    edges = -1 + width * np.arange(801)
+    groups = [
+        similarity.Fine(
+            label=str(start),
+            colour="blue",
+            start=edges[start],
+            width=width,
+            counts=np.histogram(values, edges)[0][start:],
+        )
+        for values, start in ((one, 100), (two, 200))
+    ]
+    first, second = similarity.coarse(groups)
+    assert first.edges == second.edges
+    assert len(first.counts) <= 50
+    for drawn, values in ((first, one), (second, two)):
+        assert drawn.counts == np.histogram(values, drawn.edges)[0].tolist()
+        assert sum(drawn.counts) == len(values)
 
 
 def test_sections_of_jobs_that_were_not_run_say_so(tmp_path, album: Album) -> None:
