@@ -37,6 +37,7 @@ def connect(config: Build) -> None:
             )
     context = DataContext.get_current()
     context.enable_progress_bars = False  # `jobs.progress` shows rows and images instead
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = config.ray.no_progress_seconds
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -133,9 +133,13 @@ class _Worker:
 
     def _report(self, sums: Counter[str]) -> None:
         self._ledger.add.remote(self._step.name, self._id, dict(sums))
-        self._images.inc(sums["images"])
-        self._compute.inc(sums["compute_seconds"])
-        self._waiting.inc(sums["wait_seconds"])
+        for metric, name in (
+            (self._images, "images"),
+            (self._compute, "compute_seconds"),
+            (self._waiting, "wait_seconds"),
+        ):
+            if sums[name] > 0:  # Ray refuses an increment by nothing
+                metric.inc(sums[name])
         for name, number in sums.items():
             if name.startswith("rejected:"):
                 self._rejected.inc(number, {"reason": name.removeprefix("rejected:")})
@@ -156,8 +160,10 @@ def explain(job: str, error: BaseException) -> UserError | None:
     """The user's mistake at the bottom of a Ray exception, if there is one."""
     current: BaseException | None = error
     while current is not None:
-        if isinstance(current, UserError):
-            return UserError(str(current))
+        # What an actor raised comes back as an exception of both its class and Ray's, whose text is
+        # the whole traceback; the original is its cause.
+        if type(current) is UserError:
+            return current
         if "No space left on device" in str(current):
             return UserError(
                 f"{job}: the disk is full; free some space and run it again, it will resume"

@@ -8,9 +8,18 @@ REASONS = {
     "ingest:empty": "the folder holds no file",
     "ingest:bad_name": "the name of the folder is not UTF-8",
     "ingest:outside": "a link leads out of the folder",
+    **{
+        f"{job}:{reason}": text
+        for job in ("align", "embed")
+        for reason, text in (
+            ("not_an_image", "the file is not an image"),
+            ("corrupt", "the image cannot be decoded"),
+            ("truncated", "the file ends in the middle of the image"),
+            ("too_large", "the picture is larger than allowed"),
+        )
+    },
     "align:no_face": "no face was found",
     "align:replaced_by_crop": "its aligned crop is used in its place",
-    "embed:corrupt": "the image cannot be decoded",
     "clean:other_person": "shows somebody else than the rest of the folder",
     "clean:near_duplicate": "the same picture as another one of the folder",
     "clean:inconsistent": "no two of its images agree on one person",
