@@ -4,6 +4,12 @@
 2. A stage like any other: identities are marked or refilled (`identities/`, a face set).
 3. The shuffle: images go from identities to shards through files (`raypipe.exchange`), and each
    shard is written as Parquet and as a tar.
+
+Why not Ray's own shuffle: `Dataset.sort("position", boundaries=...)` does give one block a shard,
+and `groupby("shard").map_groups` one group; the files are the same bytes. But every image stays in
+the object store, or spilled from it, until the last one has arrived, and nothing of it survives a
+kill: the checkpoint of Ray Data does not reach across a shuffle. 8,000 images of 8 kB into 8 shards,
+4 logical CPUs on 2 busy cores, start of the workers included: sort 55 s, groupby 30 s, files 11 s.
 """
 
 import time
@@ -89,7 +95,8 @@ def _plan(source: str, path: str, images_per_identity: int, planning: dict[str, 
     if not storage.exists(path):
         rows = curriculum.small_rows(FaceSet(source))
         curriculum.write_plan(path, curriculum.make_plan(rows, **planning))
-    return curriculum.summarise(curriculum.read_plan(path), images_per_identity)
+    plan = curriculum.read_plan(path)
+    return curriculum.summarise(plan, images_per_identity, planning["replacement"])
 
 
 def _write_shards(config: Build, work: Work, plan: str, images: int) -> pa.Table:

@@ -140,12 +140,13 @@ def read_plan(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     return table.select(columns) if columns else table
 
 
-def summarise(plan: pa.Table, images_per_identity: int) -> dict[str, Any]:
+def summarise(plan: pa.Table, images_per_identity: int, replacement: str | None) -> dict[str, Any]:
     """Counts of the set a plan makes, in total and by source in the order of the phases.
 
     Returns:
         identities, images, kept (images as they came), augmented, surplus (kept images of these
-        identities that are not taken); `sources`: the same for each source.
+        identities that are not taken); `sources`: the same for each source; `replaced`: identities
+        that stand in for lost ones.
     """
     chosen = plan.filter(pc.is_valid(plan["label"])).sort_by("phase")
     taken = pc.min_element_wise(chosen["kept"], images_per_identity)
@@ -164,7 +165,8 @@ def summarise(plan: pa.Table, images_per_identity: int) -> dict[str, Any]:
         row["source"]: {name: row[f"{name}_sum"] for name in columns} for row in sums.to_pylist()
     }
     total = {name: sum(counts[name] for counts in by_source.values()) for name in columns}
-    return {**total, "sources": by_source}
+    replaced = by_source.get(replacement, {}).get("identities", 0)
+    return {**total, "sources": by_source, "replaced": replaced}
 
 
 def image_positions(plan: pa.Table, images_per_identity: int, seed: int) -> np.ndarray:

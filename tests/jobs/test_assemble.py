@@ -17,7 +17,6 @@ import ray
 
 from jobs.assemble import run
 from jobs.stage import totals
-from raypipe import curriculum
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, Identity, Image, write_rows
@@ -119,6 +118,7 @@ def test_the_set_is_complete_in_order_and_adds_up(assembled):
     assert counts["images"] == len(table) == counts["kept"] + counts["augmented"]
     assert counts["augmented"] == generators["augment"] > 0
     assert counts["sources"]["new"]["surplus"] == LOST * 3
+    assert counts["replaced"] == LOST
     assert counts["shards"] == len(list((workspace / "assemble/webdataset").glob("*.tar"))) == 9
 
     face_set = FaceSet(str(workspace / "assemble/identities"))
@@ -195,21 +195,3 @@ def test_a_source_without_a_phase_is_the_users_mistake(ray_cluster, tmp_path):
     only = config.assemble.model_copy(update={"phases": ["new"]})
     with pytest.raises(UserError, match=r"assemble\.phases.*'base'"):
         run(config.model_copy(update={"assemble": only}))
-
-
-def test_the_plan_counts_what_it_makes():
-    rows = pa.table(
-        {
-            "identity_id": ["a", "b", "c"],
-            "index": pa.array([0, 1, 2], pa.int64()),
-            "source": ["base"] * 3,
-            "rejected": pa.nulls(3, pa.string()),
-            "kept": pa.array([10, 60, 9], pa.int32()),
-        }
-    )
-    plan = curriculum.make_plan(
-        rows, min_images=10, phases=["new", "base"], replacement="new", seed=0
-    )
-    found = curriculum.summarise(plan, 50)
-    base = {"identities": 2, "images": 100, "kept": 60, "augmented": 40, "surplus": 10}
-    assert found == {**base, "sources": {"base": base}}

@@ -145,3 +145,24 @@ def test_planning_takes_a_few_numbers_of_memory_an_image():
     assert positions.shape == (1_500_000,)
     # 8 bytes an image for the result and for the permutation it is copied from, and some rows.
     assert peak < 40 * 1_500_000
+
+
+def test_the_plan_counts_what_it_makes():
+    plan = curriculum.make_plan(
+        rows(("base", 10, None), ("base", 60, None), ("base", 9, None), ("new", 50, None)),
+        **SETTINGS,
+    )
+    base = {"identities": 2, "images": 100, "kept": 60, "augmented": 40, "surplus": 10}
+    new = {"identities": 1, "images": 50, "kept": 50, "augmented": 0, "surplus": 0}
+    found = curriculum.summarise(plan, 50, "new")
+    assert found.pop("sources") == {"new": new, "base": base}
+    assert found == {**{name: base[name] + new[name] for name in base}, "replaced": 1}
+    assert curriculum.summarise(plan, 50, None)["replaced"] == 0
+
+
+def test_a_stored_plan_reads_back(tmp_path):
+    plan = curriculum.make_plan(rows(("base", 10, None), ("base", 3, None)), **SETTINGS)
+    path = str(tmp_path / "plan.parquet")
+    curriculum.write_plan(path, plan)
+    assert curriculum.read_plan(path).equals(plan)
+    assert curriculum.read_plan(path, ["label", "index"]).column_names == ["label", "index"]

@@ -139,6 +139,26 @@ def test_exchange_gives_the_same_shards_whatever_the_files(tmp_path, files, shar
         assert exchange.gather(root, len(groups), shard, positions).equals(expected)
 
 
+@pytest.mark.slow
+def test_a_bucket_gets_the_same_files(s3_bucket, tmp_path):
+    held = training_set.shard_ranges(len(POSITIONS), 20)
+    digests = []
+    for root in (f"{s3_bucket}/work/assemble", str(tmp_path)):
+        write_rows(root, "0.parquet", PEOPLE[:5])
+        write_rows(root, "1.parquet", PEOPLE[5:])
+        for number, path in enumerate(FaceSet(root).files()):
+            rows = training_set.to_rows(
+                FaceSet(root).iter_identities([path]), LABELS, POSITIONS, PER_IDENTITY
+            )
+            exchange.spread(exchange.exchange_file(root, number), [rows], held)
+        for shard, positions in enumerate(held):
+            gathered = exchange.gather(root, 2, shard, positions)
+            digests.append(training_set.write_shard(root, shard, lambda rows=gathered: rows))
+        training_set.remove_unfinished(root)
+        assert training_set.finished_shards(root) == 2
+    assert digests[:2] == digests[2:]
+
+
 def test_groups_hold_about_their_bytes(tmp_path):
     for number in range(5):
         storage.write_bytes(str(tmp_path / f"rows/{number}.parquet"), b"x" * 10)
