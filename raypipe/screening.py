@@ -126,7 +126,7 @@ def decide(
         range(len(heads)),
         key=lambda i: (heads[i]["source"] != first, heads[i]["index"], heads[i]["identity_id"]),
     )
-    searched = searched.take(order).combine_chunks()
+    searched = searched.take(pa.array(order, pa.int64())).combine_chunks()
     names = searched["identity_id"].to_pylist()
     templates = _matrix(searched["template"], len(names))
     similarities = _matrix(searched["similarities"], len(names)).astype(np.float64)
