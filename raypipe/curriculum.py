@@ -10,7 +10,8 @@ order of the rows of the set. Inside a phase all images are shuffled, so that a 
 identities.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ TOO_FEW = "assemble:too_few"
 SURPLUS = "assemble:surplus"
 SPARE = "assemble:spare"
 
+# Files that are read at the same time, for the sake of an object store that answers slowly.
+_READERS = 8
+
 PLAN = pa.schema(
     [
         ("identity_id", pa.string()),
@@ -40,18 +44,22 @@ PLAN = pa.schema(
 )
 
 
-def small_rows(face_set: FaceSet, files: Iterable[str] | None = None) -> pa.Table:
+def small_rows(face_set: FaceSet) -> pa.Table:
     """What the plan is made from: identity_id, index, source, rejected, and images kept (int32)."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        parts = readers.map(lambda path: _small_rows(face_set, path), face_set.files())
+        return pa.concat_tables(parts)
+
+
+def _small_rows(face_set: FaceSet, path: str) -> pa.Table:
     heads = ["identity_id", "index", "source", "rejected"]
-    parts = []
-    for table in face_set.tables([*heads, "images.list.element.rejected"], files):
-        images = table["images"].combine_chunks()
-        kept_before = np.concatenate([[0], images.flatten().field("rejected").is_null()]).cumsum()
-        ends = np.cumsum(pc.fill_null(images.value_lengths(), 0).to_numpy())
-        starts = np.concatenate([[0], ends[:-1]])
-        kept = (kept_before[ends] - kept_before[starts]).astype(np.int32)
-        parts.append(table.select(heads).append_column("kept", pa.array(kept)))
-    return pa.concat_tables(parts)
+    table = pa.concat_tables(face_set.tables([*heads, "images.list.element.rejected"], [path]))
+    images = table["images"].combine_chunks()
+    kept_before = np.concatenate([[0], images.flatten().field("rejected").is_null()]).cumsum()
+    ends = np.cumsum(pc.fill_null(images.value_lengths(), 0).to_numpy())
+    starts = np.concatenate([[0], ends[:-1]])
+    kept = (kept_before[ends] - kept_before[starts]).astype(np.int32)
+    return table.select(heads).append_column("kept", pa.array(kept))
 
 
 def make_plan(
