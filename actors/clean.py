@@ -21,8 +21,8 @@ class CentreActor:
         calibration: path of the set's calibration.
 
     The table has the columns identity_id, index, kept (images of the largest consistent cluster)
-    and centre (float32, unit length, in the calibrated space). Identities without a consistent cluster,
-    and those rejected before, are left out. No image is read.
+    and centre (float32, unit length, in the calibrated space). Identities without a consistent
+    cluster, and those rejected before, are left out. No image is read.
     """
 
     def __init__(self, source: str, calibration: str) -> None:

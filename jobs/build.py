@@ -61,7 +61,9 @@ def outcome(manifests: dict[str, Manifest]) -> Table:
             name,
             f"{sum(people.values()):,}",
             f"{sum(pictures.values()):,}",
-            ", ".join(f"{reason} {number:,}" for reason, number in sorted((pictures | people).items())),
+            ", ".join(
+                f"{reason} {number:,}" for reason, number in sorted((pictures | people).items())
+            ),
         )
     table.add_row("training set", *_training_set(assembled))
     trained = manifests["train"].counts

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 JOBS = {
-    "sample": "Make a small world with known truth: a base set with planted faults, a gallery, pairs.",
+    "sample": "Make a world with known truth: a base set with planted faults, a gallery, pairs.",
     "ingest": "Read a folder of people into a face set; what cannot be read is kept and counted.",
     "embed": "Turn every image into a vector.",
     "clean": "Find images that show somebody else, and people who stand in the set twice.",

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 import ray
@@ -44,7 +44,7 @@ def connect(config: Build) -> None:
 
 def required(pools: Sequence[Pool]) -> dict[str, float]:
     """The least that a stage needs of a cluster: its smallest pools, a read and a filter."""
-    need: Counter[str] = Counter()
+    need: dict[str, float] = defaultdict(float)
     need["CPU"] = _READ_CPUS + _FILTER_CPUS
     need["memory"] = _FILTER_MEMORY
     for pool in pools:
@@ -62,7 +62,9 @@ def offered() -> dict[str, float]:
     """What the cluster has, or may grow to where an autoscaler says so."""
     have = dict(ray.cluster_resources())
     limits = cluster_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(have.get(name, 0), limits.get(name, 0)) for name in have.keys() | limits.keys()}
+    return {
+        name: max(have.get(name, 0), limits.get(name, 0)) for name in have.keys() | limits.keys()
+    }
 
 
 def preflight(job: str, pools: Sequence[Pool]) -> None:

@@ -24,7 +24,7 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.base import Pool
 from raypipe.errors import UserError
-from raypipe.faceset import ROWS, FaceSet, from_table, to_table
+from raypipe.faceset import ROWS, from_table, to_table
 from raypipe.manifest import Counts, Manifest, read_manifest, summarise
 
 CHECKPOINT = "checkpoint"
@@ -47,7 +47,6 @@ class Step:
     pool: Pool
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
 class _Ledger:
     """Sums what the actors of a stage report."""
 
@@ -109,7 +108,7 @@ class _Worker:
         computing = time.perf_counter()
         identities = self._actor(identities)
         computed = time.perf_counter()
-        sums: Counter[str] = Counter()
+        sums: dict[str, float] = defaultdict(float)
         for item in identities:
             known = before.pop(item.identity_id)
             assert known.keys() <= {image.image_id for image in item.images}, "an image was lost"
@@ -131,7 +130,7 @@ class _Worker:
         self._idle_since = end
         return result
 
-    def _report(self, sums: Counter[str]) -> None:
+    def _report(self, sums: dict[str, float]) -> None:
         self._ledger.add.remote(self._step.name, self._id, dict(sums))
         for metric, name in (
             (self._images, "images"),
@@ -169,7 +168,9 @@ def explain(job: str, error: BaseException) -> UserError | None:
                 f"{job}: the disk is full; free some space and run it again, it will resume"
             )
         if type(current).__name__ == "ExecutionTimeoutError":
-            return UserError(f"{job}: no row moved for too long and the stage was stopped: {current}")
+            return UserError(
+                f"{job}: no row moved for too long and the stage was stopped: {current}"
+            )
         current = getattr(current, "cause", None) or current.__cause__
     return None
 
@@ -261,7 +262,7 @@ def run_stage(
     if not storage.exists(checkpoint):  # rows that no checkpoint knows are of no run
         storage.delete(work.path(ROWS))
     total, done = origin.counts["identities"]["total"], count_rows(work.root)
-    ledger = _Ledger.remote()
+    ledger = ray.remote(num_cpus=0, max_restarts=-1)(_Ledger).remote()
     start = time.perf_counter()
     first: list[float] = []  # when the first rows came: start-up is not part of the rate shown
 

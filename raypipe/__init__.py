@@ -1,3 +1,3 @@
-"""raypipe: face-recognition training sets of people who do not exist, and recognizers trained on them."""
+"""Face-recognition training sets of people who do not exist, and recognizers trained on them."""
 
 __version__ = "0.1.0"

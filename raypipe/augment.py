@@ -13,8 +13,8 @@ Operations, order, probabilities and ranges are those published with HGF (Ferry-
     Gaussian blur            always  3×3, sigma U(0.1, 2), reflected at the border
     half the size, and back  always  bilinear, with the filter widened when shrinking
 
-Both warps are bilinear, black outside the frame. Values are float32 in [0, 1] from the first
-operation to the last and are rounded to bytes once.
+Both warps are bilinear (torchvision's default is nearest) and black outside the frame. Values are
+float32 in [0, 1] from the first operation to the last, and are rounded to bytes once.
 
 An image depends on its own random numbers only, never on what shares the batch, nor on the number
 of threads: every operation is an element-wise IEEE operation with one rounding, a gather, a sum of
@@ -35,7 +35,7 @@ from torch.nn import functional
 _LUMA = (0.2989, 0.587, 0.114)
 _JITTER = ("brightness", "contrast", "saturation", "hue")
 # So few float 112×112 images stay in the processor's cache through all operations; with 16 or 40 at
-# a time each image takes 1.5 to 2 times as long.
+# a time each image takes 1.3 to 2 times as long (`benchmarks/assemble.py`).
 CHUNK = 4
 # Probabilities of flip, jitter, grey, affine and rotation.
 _P = (0.5, 0.8, 0.2, 0.5, 0.5)

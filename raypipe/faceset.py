@@ -1,7 +1,7 @@
 """The face set: a folder of Parquet files, one row per identity, each row with its images.
 
-A row is what a job reads, streams, resumes by and writes. Encoded bytes travel, never decoded arrays.
-A rejected image or identity stays in its row with the reason.
+A row is what a job reads, streams, resumes by and writes. Encoded bytes travel, never decoded
+arrays. A rejected image or identity stays in its row with the reason.
 
 Layout of a set: `manifest.json` (see `raypipe.manifest`), `run.json`, `rows/*.parquet`.
 """
@@ -237,7 +237,9 @@ def from_table(table: pa.Table) -> list[Identity]:
             else images.field(name).to_pylist()
             for name in names
         ]
-        flat = [Image(**dict(zip(names, values, strict=True))) for values in zip(*columns)]
+        flat = [
+            Image(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)
+        ]
         counts = lists.value_lengths().to_pylist()
         heads = batch.select(
             ["identity_id", "index", "source", "rejected", "clean", "screen"]
@@ -311,7 +313,7 @@ class FaceSet:
     def tables(
         self, columns: list[str], files: Iterable[str] | None = None, rows: int = 1024
     ) -> Iterator[pa.Table]:
-        """Some columns, `rows` rows at a time; "images.list.element.rejected" names a nested one."""
+        """Some columns, `rows` rows at a time; "images.list.element.rejected" is a nested one."""
         for batch in self._batches(files, columns, rows):
             yield pa.Table.from_batches([batch])
 
@@ -349,13 +351,14 @@ class FaceSet:
             start = 0
             for head, count in zip(heads, lists.value_lengths().to_pylist(), strict=True):
                 has = [i for i in range(start, start + count) if vectors[i] is not None]
+                present = [
+                    vector for vector in vectors[start : start + count] if vector is not None
+                ]
                 yield Embedded(
                     **head,
                     image_ids=[ids[i] for i in has],
                     image_rejected=[reasons[i] for i in has],
-                    embeddings=np.stack([vectors[i] for i in has])
-                    if has
-                    else np.zeros((0, 0), np.float32),
+                    embeddings=np.stack(present) if has else np.zeros((0, 0), np.float32),
                 )
                 start += count
 

@@ -90,5 +90,5 @@ def encode_png(rgb: np.ndarray) -> bytes:
 
 
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of a uint8 image to (width, height), with the filter widened when shrinking."""
+    """Bilinear resize of a uint8 image to (width, height); shrinking widens the filter."""
     return np.asarray(Pillow.fromarray(rgb).resize(size, Pillow.Resampling.BILINEAR))

@@ -1,7 +1,7 @@
 """What a job made, from what, and how much of it: `manifest.json`, and the counts in it.
 
-The manifest is written last and at once, so a folder that has one is complete. While a job runs the
-same facts lie in `started.json`, so that a run is resumed only with the settings, inputs and weights
+The manifest is written last and at once, so a folder that has one is complete. While a job runs
+the same facts lie in `started.json`, so that a run is resumed only with the settings, inputs and weights
 it was started with.
 """
 
@@ -171,8 +171,8 @@ def summarise(root: str) -> tuple[Counts, str]:
     )
     rows.sort()
     digest = hashlib.sha256()
-    for position, (identity_id, row) in enumerate(rows):
+    for position, (identity_id, content) in enumerate(rows):
         if position and rows[position - 1][0] == identity_id:
             raise UserError(f"{root}: identity {identity_id!r} stands in it twice")
-        digest.update(identity_id.encode() + b"\0" + row)
+        digest.update(identity_id.encode() + b"\0" + content)
     return counts, digest.hexdigest()

@@ -10,13 +10,11 @@ def _key(seed: int, identity_id: str, index: int, stream: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def generator(
-    seed: int, identity_id: str, index: int = 0, stream: str = ""
-) -> np.random.Generator:
+def generator(seed: int, identity_id: str, index: int = 0, stream: str = "") -> np.random.Generator:
     """A counter-based generator for one image of one identity.
 
-    Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by the SHA-256 of
-    the arguments: two generators are independent as soon as one argument differs, and the same
+    Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) keyed by the SHA-256
+    of the arguments: two generators are independent as soon as one argument differs, and the same
     arguments give the same numbers on any worker, in any order, after any crash.
 
     Args:

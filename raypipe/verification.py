@@ -84,7 +84,7 @@ def read_pairs(path: str, name: str) -> Pairs:
     same, folds = table["same"].to_numpy(), table["fold"].to_numpy()
     if len(np.unique(folds)) < 2 or np.any(np.diff(folds) < 0):
         raise UserError(
-            f"verification set {name!r}: {path}: column 'fold' must rise and have two values or more"
+            f"verification set {name!r}: {path}: column 'fold' must rise and have several values"
         )
     for fold in np.unique(folds):
         mine = same[folds == fold]

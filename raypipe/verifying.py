@@ -44,7 +44,7 @@ class Verification:
         self.rows = 0
 
     def run(self) -> list[str]:
-        """Checks every file, row and image, then counts and content digest; returns the problems."""
+        """Checks files, rows, images, then counts and content digest; returns the problems."""
         counts = Counts()
         seen: dict[str, bytes] = {}
         face_set = FaceSet(self.root)

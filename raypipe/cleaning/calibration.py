@@ -19,6 +19,7 @@ import numpy as np
 from raypipe import seeding, storage
 from raypipe.cleaning.cluster import calibrated_cluster, reach, scores, unit
 from raypipe.cleaning.laws import BINS, duplicate_limit, histogram, mixture
+from raypipe.cleaning.laws import EDGES as EDGES
 from raypipe.errors import UserError
 
 _ROUNDS = 4

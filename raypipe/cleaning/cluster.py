@@ -44,7 +44,8 @@ def reach(coherence: float, images: int) -> float:
 
     With mean cosine c between two images of one person its expected cosine with the centre of n
     others is c / sqrt(c + (1 - c) / n), and sqrt(c) in the limit (attenuation by noise, Spearman
-    1904). In (0, 1]: a centre of few images is itself uncertain, so less similarity can be asked for.
+    1904). In (0, 1]: a centre of few images is itself uncertain, so less similarity can be asked
+    for.
     """
     return float(np.sqrt(images * coherence / (1 + (images - 1) * coherence)))
 

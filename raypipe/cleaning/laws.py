@@ -1,14 +1,14 @@
 """Where to cut: similarities of one person and of two people, and the fewest errors.
 
-Own similarities (an image and the centre of the other images of its folder) are a
-mixture: a share p of strangers, which score as impostors do (an image and the centre of another
-identity), and genuine images. p is Storey's estimate ("A direct approach to false discovery rates",
-2002): the share of own similarities below a level, over the share of impostors below it. What is
-left after taking p impostors away is genuine. Both are close to normal after Fisher's z-transform
-(measured with dlib's network on generated faces: the lowest of 1,080 genuine z lies 2.5 to 4.4
-standard deviations under the middle, where a normal law puts it at 3.2), so each is described by
-its median and by the 5 % quantile on the side of the other, and the threshold is where removing
-makes the fewest errors for that p. With p near 0 it moves far out: a clean folder loses nothing.
+Own similarities (an image and the centre of the other images of its folder) are a mixture: a share
+p of strangers, which score as impostors do (an image and the centre of another identity), and
+genuine images. p is Storey's estimate ("A direct approach to false discovery rates", 2002): the
+share of own similarities below a level, over the share of impostors below it. What is left after
+taking p impostors away is genuine. Both are close to normal after Fisher's z-transform (measured
+with dlib's network on generated faces: the lowest of 1,080 genuine z lies 2.5 to 4.4 standard
+deviations under the middle, where a normal law puts it at 3.2), so each is described by its median
+and by the 5 % quantile on the side of the other, and the threshold is where removing makes the
+fewest errors for that p. With p near 0 it moves far out: a clean folder loses nothing.
 """
 
 from statistics import NormalDist

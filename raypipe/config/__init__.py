@@ -112,7 +112,9 @@ def parse(values: Any, where: str, overrides: list[str] | None = None) -> Build:
     for override in overrides or []:
         path, sign, text = override.partition("=")
         if not sign:
-            raise UserError(f"--set {override}: expected KEY=VALUE, as in --set clean.min_images=12")
+            raise UserError(
+                f"--set {override}: expected KEY=VALUE, as in --set clean.min_images=12"
+            )
         target = values
         *parents, last = path.strip().split(".")
         for parent in parents:

@@ -156,7 +156,7 @@ def test_reads_what_was_written(tmp_path):
         (table().drop_columns(["same"]), "no column 'same'"),
         (table(fold=["one"] * 8), "column 'fold' should be int32"),
         (table(first=[b"a"] * 7 + [None]), "row 7: no first"),
-        (table(fold=[0] * 8), "two values or more"),
+        (table(fold=[0] * 8), "several values"),
         (table(fold=[1] * 4 + [0] * 4), "must rise"),
         (table(same=[True, False] * 2 + [True] * 4), "fold 1 needs genuine and impostor"),
     ],

@@ -78,9 +78,12 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
     found = Calibration.load(path)
     images = Chart(
         title="Images: own identity against others",
-        hint="Blue: an image and the centre of its own identity. Orange: an image and the centre of"
-        " somebody else. An image left of the dashed line was removed. Look for two hills with the"
-        " line in the valley; where the hills overlap, cleaning has to guess.",
+        hint="Blue: a kept image and the centre of its own identity. Orange: an image and the"
+        " centre"
+        " of somebody else. The dashed line is what an image of a large identity needs; a small one"
+        " is asked for a little less. Look for two hills with the line in the valley; where the"
+        " hills"
+        " overlap, cleaning has to guess.",
         alt=f"Histogram of {found.genuine.sum():,} genuine and {found.impostor.sum():,} impostor"
         f" similarities with the threshold at {found.threshold:.3f}",
         svg=charts.histogram(

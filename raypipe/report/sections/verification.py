@@ -3,12 +3,13 @@
 from typing import Any
 
 from raypipe.report import charts
-from raypipe.report.blocks import Block, Chart, Charts, Section, Table, Tile, absent
+from raypipe.report.blocks import Block, Chart, Charts, Section, Table, Text, Tile, absent
 from raypipe.report.charts import Histogram, Line
-from raypipe.report.words import percent
+from raypipe.report.words import count, percent
 from raypipe.report.workspace import Workspace
 
 ANCHOR, TITLE = "verification", "Verification"
+_ENOUGH = 10  # pairs let through by mistake that a rate should rest on
 
 
 def _sets(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -41,7 +42,7 @@ def section(workspace: Workspace) -> Section:
     sets = _sets(workspace)
     if not sets:
         return absent(ANCHOR, TITLE, "evaluate")
-    blocks: list[Block] = [_table(sets), _charts(sets)]
+    blocks: list[Block] = [_table(sets), *_cautions(sets), _charts(sets)]
     lead = (
         "The recognizer gets two photographs and has to say whether they show one person."
         " Accuracy is"
@@ -52,6 +53,22 @@ def section(workspace: Workspace) -> Section:
         " two people are let through by mistake. That is the number that matters at a door."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)
+
+
+def _cautions(sets: dict[str, dict[str, Any]]) -> list[Text]:
+    """A sentence for each set that has too few pairs for its smallest false accept rate."""
+    found = []
+    for name, result in sets.items():
+        far, impostors = min(_tars(result)), result["impostor"]
+        if far * impostors < _ENOUGH:
+            found.append(
+                Text(
+                    text=f"{name} has {count(impostors, 'pair')} of two people. A FAR of"
+                    f" {percent(far)} is {far * impostors:.1f} of them, so the TAR there is a rough"
+                    " figure; a larger set would measure it."
+                )
+            )
+    return found
 
 
 def _table(sets: dict[str, dict[str, Any]]) -> Table:

@@ -337,6 +337,8 @@ def evaluate(root: str) -> None:
         found = verification.verify(distances, same, folds, [0.001, 0.01])
         sets[name] = {
             "pairs": len(same),
+            "genuine": 300,
+            "impostor": 300,
             "accuracy": float(np.mean(found.accuracies)),
             "std": float(np.std(found.accuracies)),
             "accuracies": found.accuracies,
