@@ -67,7 +67,7 @@ def choose(face_set: FaceSet, reasons: set[str], number: int) -> list[str]:
             untouched.append(row.identity_id)
         if not missing and len(chosen) + len(others) >= number and untouched:
             break
-    chosen += others[: max(number - 1 - len(chosen), 0)]
+    chosen += others[: max(number - len(chosen) - len(untouched[:1]), 0)]
     return chosen + untouched[: max(number - len(chosen), 1)]
 
 

@@ -40,6 +40,12 @@ def test_every_reason_of_rejection_is_shown(row_workspace: str, album: Album) ->
     assert len(chosen) == len(set(chosen))
 
 
+def test_as_many_identities_are_shown_as_asked_for(row_workspace: str) -> None:
+    face_set = FaceSet(f"{row_workspace}/clean")
+    assert len(cleaning.choose(face_set, {"clean:other_person"}, 5)) == 5
+    assert len(cleaning.choose(face_set, set(), 100)) == 9, "no more than there are"
+
+
 def test_a_strip_shows_every_reason_of_its_identity_however_many_are_removed(album: Album) -> None:
     images = [
         Image(image_id=f"{i}", data=b"", source="s", rejected="clean:other_person", similarity=0.1)
