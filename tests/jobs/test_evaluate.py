@@ -1,0 +1,140 @@
+"""Real evaluation of a recognizer with random weights on pairs of coloured noise."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from jobs import evaluate
+from jobs.work import begin
+from raypipe import storage
+from raypipe.config import parse
+from raypipe.errors import UserError
+from raypipe.images import decode, encode_png
+from raypipe.models.iresnet import iresnet
+from raypipe.verification import SCHEMA
+
+PEOPLE, SHOWN, FOLDS = 8, 3, 4
+
+
+def write_pairs(path, broken=None):
+    """Each fold has two people: 6 pairs of one person and 6 of two."""
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 256, (PEOPLE, 1, 8, 8, 3))
+    small = np.clip(centres + rng.normal(0, 90, (PEOPLE, SHOWN, 8, 8, 3)), 0, 255)
+    faces = np.kron(small.astype(np.uint8), np.ones((14, 14, 1), np.uint8))
+    png = [[encode_png(face) for face in person] for person in faces]
+    rows = []
+    for fold in range(FOLDS):
+        a, b = png[2 * fold : 2 * fold + 2]
+        same = [(p[i], p[j]) for p in (a, b) for i, j in ((0, 1), (0, 2), (1, 2))]
+        other = [(a[i], b[j]) for i in range(SHOWN) for j in range(2)]
+        for kind, chosen in ((True, same), (False, other)):
+            for first, second in chosen:
+                rows.append((first, second, kind, "p", "q", fold))
+    if broken is not None:
+        rows[broken] = (b"\x89PNG\r\n\x1a\nbroken", *rows[broken][1:])
+    table = pa.table(dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=True)))
+    pq.write_table(table.cast(SCHEMA), path)
+    return rows
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """A workspace whose train job is done."""
+    config = configured(tmp_path)
+    work = begin(config, job="train", settings={})
+    torch.manual_seed(0)
+    network = iresnet("10", width=2)
+    save_file(network.state_dict(), work.path("recognizer.safetensors"))
+    storage.write_json(work.path("recognizer.json"), {"depth": "10", "width": 2})
+    work.finish({}, storage.sha256_file(work.path("recognizer.safetensors")))
+    return tmp_path
+
+
+def configured(workspace, **changes):
+    settings = {
+        "sets": [{"name": "noise", "path": f"{workspace}/noise.parquet"}],
+        "fars": [0.1],
+        "images_per_batch": 5,
+    }
+    return parse(
+        {
+            "workspace": str(workspace),
+            "embedder": {"kind": "dlib"},
+            "ingest": {"path": "base"},
+            "evaluate": settings | changes,
+        },
+        "test",
+    )
+
+
+def test_without_a_recognizer_it_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="run `raypipe train`"):
+        evaluate.run(configured(tmp_path))
+
+
+def test_a_missing_set_is_named(workspace):
+    with pytest.raises(UserError, match=r"'noise': .*noise\.parquet: no such file"):
+        evaluate.run(configured(workspace))
+
+
+@pytest.mark.slow
+def test_equals_a_plain_computation_for_any_number_of_actors(workspace, ray_cluster):
+    rows = write_pairs(workspace / "noise.parquet")
+    manifest = evaluate.run(configured(workspace))
+    path = workspace / "evaluate/results.json"
+    first = path.read_bytes()
+    result = json.loads(first)["sets"]["noise"]
+
+    torch.manual_seed(0)
+    network = iresnet("10", width=2).eval()
+    distances = []
+    for row in rows:
+        units = []
+        for data in row[:2]:
+            face = torch.from_numpy(decode(data, source="x").copy()).permute(2, 0, 1)[None]
+            face = (face.float() / 255 - 0.5) / 0.5
+            with torch.no_grad():
+                embedding = (network(face) + network(face.flip(3)))[0].double()
+            units.append(embedding / embedding.norm())
+        distances.append((units[0] - units[1]).square().sum().item())
+    cosines = 1 - np.array(distances) / 2
+    for kind, same in (("genuine", True), ("impostor", False)):
+        mine = cosines[[row[2] is same for row in rows]]
+        assert result["histogram"][kind] == np.histogram(mine, np.linspace(-1, 1, 101))[0].tolist()
+    correct = []
+    for fold in range(FOLDS):
+        train = [i for i, row in enumerate(rows) if row[5] != fold]
+        scores = [sum((distances[i] < k * 0.01) == rows[i][2] for i in train) for k in range(400)]
+        best = int(np.argmax(scores)) * 0.01
+        test = [i for i, row in enumerate(rows) if row[5] == fold]
+        correct.append(np.mean([(distances[i] < best) == rows[i][2] for i in test]))
+    assert result["accuracies"] == pytest.approx(correct)
+    assert result["accuracy"] == pytest.approx(np.mean(correct))
+    assert result["std"] == pytest.approx(np.std(correct))
+    assert (result["pairs"], result["genuine"], result["impostor"]) == (48, 24, 24)
+    assert result["images"] == PEOPLE * SHOWN
+    assert set(result["tar_at_far"]) == {"0.1"}
+    assert result["roc"][-1] == [1.0, 1.0]
+
+    written = path.stat().st_mtime_ns
+    assert evaluate.run(configured(workspace)) == manifest
+    assert path.stat().st_mtime_ns == written
+
+    storage.delete(str(workspace / "evaluate"))
+    more = configured(workspace, pool={"min": 2, "max": 2, "batch_size": 1})
+    assert evaluate.run(more).content_digest == manifest.content_digest
+    assert path.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_an_undecodable_image_is_named_by_set_and_row(workspace, ray_cluster):
+    write_pairs(workspace / "noise.parquet", broken=17)
+    with pytest.raises(UserError, match="'noise', row 17, first"):
+        evaluate.run(configured(workspace))
+    assert not (workspace / "evaluate/manifest.json").exists()
