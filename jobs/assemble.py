@@ -17,7 +17,6 @@ import time
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from actors.assemble import RefillActor, ShardActor, SpreadActor
@@ -80,14 +79,18 @@ def run(config: Build) -> Manifest:
         ],
         settings={name: value for name, value in matters.items() if name != "shard_size"},
     )
-    shards = _write_shards(config, work, plan, summary["images"])
+    files = _write_shards(config, work, plan, summary["images"])
     training_set.remove_unfinished(work.root)
     ranges = training_set.shard_ranges(summary["images"], settings.shard_size)
     training_set.write_index(work.root, [len(positions) for positions in ranges])
     storage.delete(work.path(exchange.EXCHANGE))
-    files = zip(shards["parquet"].to_pylist(), shards["tar"].to_pylist(), strict=True)
-    counts = {**identities.counts, "training_set": {**summary, "shards": len(shards)}}
-    return work.finish(counts, training_set.content_digest(files))
+    # The accounts of the face set, so that they can be followed from the base set to here.
+    counts = {name: identities.counts[name] for name in ("identities", "images")}
+    return work.finish(
+        {**counts, "training_set": {**summary, "shards": len(ranges)}},
+        training_set.content_digest(files.values()),
+        {"files": files},
+    )
 
 
 @ray.remote(num_cpus=1)
@@ -100,11 +103,11 @@ def _plan(source: str, path: str, images_per_identity: int, planning: dict[str, 
     return curriculum.summarise(plan, images_per_identity, planning["replacement"])
 
 
-def _write_shards(config: Build, work: Work, plan: str, images: int) -> pa.Table:
+def _write_shards(config: Build, work: Work, plan: str, images: int) -> dict[str, str]:
     """Runs the two passes of the exchange.
 
     Returns:
-        A row a shard, in order: shard, and the SHA-256 of its files, parquet and tar.
+        Path inside the folder → hex SHA-256 of every shard's Parquet file and tar, in order.
     """
     settings: AssembleConfig = config.assemble
     identities = work.path("identities")
@@ -142,9 +145,13 @@ def _write_shards(config: Build, work: Work, plan: str, images: int) -> pa.Table
             settings.pool,
         )
     work.timing("shards", time.perf_counter() - start, rows=count, images=images)
-    table = pa.concat_tables(ray.get(tables)).sort_by("shard")
-    assert pc.all(pc.equal(table["shard"], pa.array(range(count)))).as_py()
-    return table
+    rows = pa.concat_tables(ray.get(tables)).sort_by("shard").to_pylist()
+    assert [row["shard"] for row in rows] == list(range(count))
+    files: dict[str, str] = {}
+    for row in rows:
+        parquet, tar = training_set.shard_paths(row["shard"])
+        files |= {parquet: row["parquet"], tar: row["tar"]}
+    return files
 
 
 if __name__ == "__main__":

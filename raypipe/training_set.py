@@ -57,6 +57,12 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}"
 
 
+def shard_paths(number: int) -> tuple[str, str]:
+    """Paths of a shard inside the set: the Parquet file and the tar."""
+    name = shard_name(number)
+    return f"{PARQUET}/{name}.parquet", f"{WEBDATASET}/{name}.tar"
+
+
 def shard_ranges(images: int, shard_size: int) -> list[range]:
     """The positions that each shard holds."""
     starts = range(0, images, shard_size)
@@ -167,9 +173,7 @@ def write_shard(root: str, number: int, rows: Callable[[], pa.Table]) -> tuple[s
     Returns:
         Hex SHA-256 of the Parquet file and of the tar.
     """
-    name = shard_name(number)
-    parquet = storage.join(root, PARQUET, f"{name}.parquet")
-    tar = storage.join(root, WEBDATASET, f"{name}.tar")
+    parquet, tar = (storage.join(root, path) for path in shard_paths(number))
     # A file that is there is whole: every write is atomic.
     if not (storage.exists(parquet) and storage.exists(tar)):
         table = rows()
@@ -202,9 +206,6 @@ def write_index(root: str, images: Sequence[int]) -> None:
     storage.write_json(storage.join(root, WEBDATASET, "index.json"), index)
 
 
-def content_digest(digests: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over the digests of the shards' files, Parquet and tar, in order."""
-    total = hashlib.sha256()
-    for parquet, tar in digests:
-        total.update(f"{parquet}\n{tar}\n".encode())
-    return total.hexdigest()
+def content_digest(digests: Iterable[str]) -> str:
+    """SHA-256 over the digests of all shard files: in order, the Parquet file before the tar."""
+    return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()

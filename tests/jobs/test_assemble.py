@@ -22,6 +22,7 @@ from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, Identity, Image, write_rows
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
+from raypipe.verifying import verify_files
 
 IMAGES = 12
 MIN_IMAGES = 6
@@ -141,6 +142,9 @@ def test_the_set_is_complete_in_order_and_adds_up(assembled):
         assert images[row["image_id"]].data == row["image"]["bytes"]
         assert row["parent"] is None or row["parent"] in images
     assert not (workspace / "assemble/exchange").exists()
+    assert verify_files(str(workspace / "assemble"), manifest) == []
+    named = {name: digest for name, digest in files_of(workspace).items() if "index" not in name}
+    assert manifest.extra["files"] == named
 
 
 @pytest.mark.slow
