@@ -103,11 +103,12 @@ class _Galleries:
         return f"{gallery} {entry}"
 
 
-def warnings(summary: dict[str, Any]) -> list[Verdict]:
+def warnings(workspace: Workspace) -> list[Verdict]:
     """What weakens the verdict, as the screening job noted it."""
+    summary = workspace.json("screen", LEAKAGE)
     return [
         Verdict(word="Take care", sentence=text[0].upper() + text[1:] + ".", tone="warn")
-        for text in summary["warnings"]
+        for text in (summary["warnings"] if summary else [])
     ]
 
 
@@ -204,7 +205,7 @@ def section(
     people = {person.identity_id: person for person in face_set.read(sorted(wanted))}
     galleries = _Galleries(workspace, shown)
     summary = workspace.json("screen", LEAKAGE)
-    blocks: list[Block] = [verdict(screened), *warnings(summary)]
+    blocks: list[Block] = [verdict(screened), *warnings(workspace)]
     if summary["galleries"]:
         blocks.append(_comparisons(summary))
     if screened.refused:

@@ -123,7 +123,7 @@ def section(workspace: Workspace, screened: Screened | None) -> Section:
     if seconds:
         tiles.append(Tile(label="Time", value=duration(seconds), detail="of all jobs together"))
     missing = [job for job in JOBS if job != "sample" and not workspace.manifest(job)]
-    blocks: list[Block] = [leakage.verdict(screened)]
+    blocks: list[Block] = [leakage.verdict(screened), *leakage.warnings(workspace)]
     if tiles:
         blocks.append(Tiles(tiles=tuple(tiles)))
     table = _path(workspace)
