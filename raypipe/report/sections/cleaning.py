@@ -71,9 +71,14 @@ def choose(face_set: FaceSet, reasons: set[str], number: int) -> list[str]:
     return chosen + untouched[: max(number - len(chosen), 1)]
 
 
+def _rank(image: Image) -> tuple[float, str]:
+    """Puts the images most similar to the centre first."""
+    return -(image.similarity or 0.0), image.image_id
+
+
 def _spread(images: list[Image], number: int) -> list[Image]:
     """At most `number` images, from the most to the least similar, evenly spread."""
-    ordered = sorted(images, key=lambda image: (-(image.similarity or 0), image.image_id))
+    ordered = sorted(images, key=_rank)
     if len(ordered) <= number:
         return ordered
     return [ordered[round(i * (len(ordered) - 1) / (number - 1))] for i in range(number)]
@@ -146,7 +151,7 @@ def _reasons(manifest: Manifest) -> Table:
 
 def first_face(album: Album, identity: Identity, caption: tuple[str, ...]) -> Face:
     """The kept face most similar to the identity's centre, or its first image."""
-    best = _spread(identity.kept or identity.images, 1 << 30)[0]
+    best = min(identity.kept or identity.images, key=_rank)
     return album.face(best.data, alt=f"Face of identity {identity.identity_id}", caption=caption)
 
 
