@@ -242,7 +242,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
                     batch_size=config.batch_size,
                     prefetch_batches=config.prefetch_batches,
                     collate_fn=_Decode(seed, epoch, config.flip),
-                    device=device,
+                    device="cpu",  # the epoch looks at the positions here, and moves the rest
                     pin_memory=device.type == "cuda",
                 ),
                 config=config,

@@ -152,7 +152,7 @@ def train_epoch(
 
     Args:
         module: a `Recognition`, or DistributedDataParallel around one.
-        batches: what `decode_batch` returns, on the module's device, positions rising.
+        batches: what `decode_batch` returns, in pinned memory for a GPU, positions rising.
         epoch: counted from 0.
         steps: batches of an epoch on each worker.
         on_step: called with (steps done, images done on this worker).
@@ -176,7 +176,7 @@ def train_epoch(
     start = idle = time.perf_counter()
     for step, (batch, new) in enumerate(_filled(batches, config.batch_size)):
         waited += time.perf_counter() - idle
-        positions = batch["positions"][-new:].cpu().numpy()
+        positions = batch["positions"][-new:].numpy()
         assert positions[0] > last, f"out of order: {positions[0]} after {last}"
         assert np.all(np.diff(positions) > 0), "out of order within a batch"
         order.update(positions.astype("<i8").tobytes())
@@ -185,7 +185,8 @@ def train_epoch(
         rate = learning_rate(config, epoch, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch_loss, right = module(batch["images"], batch["labels"])
+        pixels = batch["images"].to(device, non_blocking=True)
+        batch_loss, right = module(pixels, batch["labels"].to(device, non_blocking=True))
         optimizer.zero_grad()
         batch_loss.backward()
         nn.utils.clip_grad_norm_(inner.network.parameters(), config.clip)

@@ -11,7 +11,9 @@ from raypipe.recognizer import flip_sum, load_recognizer, normalised
 def weights(tmp_path):
     torch.manual_seed(0)
     path = str(tmp_path / "recognizer.safetensors")
-    save_file(iresnet("10", width=2).state_dict(), path)
+    network = iresnet("10", width=2)
+    torch.nn.init.zeros_(network.fc.bias)  # or it would outweigh the face, untrained
+    save_file(network.state_dict(), path)
     return path
 
 
@@ -25,7 +27,6 @@ def test_normalised_is_the_published_scaling():
 def test_mirrored_faces_embed_alike_and_other_faces_do_not(weights):
     network = load_recognizer(weights, depth="10", width=2)
     faces = torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8)
-    faces[0, :50] //= 8
     embedded = flip_sum(network, faces)
     assert embedded.shape == (2, 512)
     assert torch.allclose(embedded, flip_sum(network, faces.flip(2)), atol=1e-5)
