@@ -17,6 +17,7 @@ from raypipe.images import resize
 
 _SIZE = 112  # pixels
 _SHIFT = 4  # pixels at most, in each direction
+_BORDER = 12  # pixels that are left out: what a shift brought in, and what the blur made of it
 _FINE, _COARSE = 1.5, 6.0  # pixels; the detail between these two scales is compared
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _THUMB = 14  # pixels of the thumbnails that decide whether two images are worth comparing
@@ -59,9 +60,10 @@ def correlations(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     Returns:
         float64 (m,), in [-1, 1]; 0 where a picture is flat.
     """
-    inner = _SIZE - 2 * _SHIFT
-    windows = sliding_window_view(one, (inner, inner)).reshape(-1, inner * inner)
-    templates = others[:, _SHIFT:-_SHIFT, _SHIFT:-_SHIFT].reshape(len(others), -1)
+    inner, edge = _SIZE - 2 * _BORDER, _BORDER - _SHIFT
+    windows = sliding_window_view(one[edge:-edge, edge:-edge], (inner, inner))
+    windows = windows.reshape(-1, inner * inner)
+    templates = others[:, _BORDER:-_BORDER, _BORDER:-_BORDER].reshape(len(others), -1)
     templates = templates - templates.mean(axis=1, keepdims=True)
     spread = np.sqrt(windows.var(axis=1) * windows.shape[1])[:, None]
     lengths = np.linalg.norm(templates, axis=1)
