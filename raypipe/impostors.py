@@ -6,7 +6,7 @@ rate is too rare to be counted, the tail is extrapolated: Fisher's z of the cosi
 normal above its 95th percentile, with the standard deviation that gives the mean excess found
 there. For X normal, P(X > u) = p and a = (u - mean) / sd, that excess is sd (φ(a) / p - a), by the
 inverse Mills ratio. A generalised Pareto law, with one number more to fit, misses the rate further
-(`python -m benchmarks.leakage` measures both on parts of a set against the whole).
+(`python benchmarks/leakage.py` measures both on parts of a set against the whole).
 
 A gallery may hold a person under two names, a set may have an identity twice. Such pairs would pass
 for impostors and lift the threshold over everybody, so pairs as similar as one person are left out

@@ -5,7 +5,7 @@ nearest single face of a gallery, and for the nearest template of another identi
 missed in published sets where only centres were compared with centres (methods in HaiyuWu/Vec2Face,
 issue 16). Similarity is the cosine of the embeddings as the network gives them: centring on a
 gallery moves people of another domain (generated faces) together towards some of its faces, and
-refuses clean identities (`python -m benchmarks.leakage` prints both).
+refuses clean identities (`python benchmarks/leakage.py` prints both).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

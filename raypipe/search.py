@@ -152,7 +152,7 @@ def pairs_above(
                 i, j = np.append(i, np.full(len(more), row)), np.append(j, more)
             i, j = i + first, j + start
             i, j = i[i < j], j[i < j]
-            for low, high in _blocks(len(i), 32 * _ROWS):
+            for low, high in _blocks(len(i), 8 * _ROWS):
                 left, right = i[low:high], j[low:high]
                 exact = _score(vectors[left], vectors[right])
                 keep = exact >= threshold
