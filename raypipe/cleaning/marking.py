@@ -29,9 +29,9 @@ def mark(
         calibration: of the set; None under the rule `share`, which does nothing but cluster.
         doubles: identities that are one person.
     """
-    usable = [image for image in identity.kept if image.embedding is not None]
     if identity.rejected is not None:
         return
+    usable = [image for image in identity.kept if image.embedding is not None]
     cluster = _cluster(usable, config, calibration)
     identity.clean = CleanEvidence(
         rule=config.rule,

@@ -2,10 +2,10 @@
 
 Compared is the detail of small grey pictures, by normalised cross-correlation (Lewis, "Fast
 normalized cross-correlation", 1995) over small shifts. The coarse structure is taken away first
-(difference of Gaussians), because all images of one face share it. Measured on generated faces:
-two images of a person at z-noise 0.1 correlate up to 0.992 (0.05: 0.998), one picture at JPEG
-quality 30 to 75, shifted up to 4 pixels, half a pixel, brightened by 4 to 15 % or rescaled at
-0.993 to 1.000.
+(difference of Gaussians), because all images of one face share it. Measured on generated
+faces: 1,680 pairs of images of a person correlate up to 0.993 at z-noise 0.1 and 0.978 at 0.2, one
+picture shifted by up to 3 pixels, by half a pixel, brightened by 4 to 15 %, darkened, rescaled or
+encoded at JPEG quality 70 to 90 at 0.995 and more, at quality 30 at 0.992 and more.
 """
 
 from collections.abc import Sequence
