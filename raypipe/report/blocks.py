@@ -29,7 +29,11 @@ class Face:
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """A value in [0, 1] beside its threshold, drawn as a small bar with a mark."""
+    """A similarity beside its threshold: a dot on a scale that is one person right of the mark.
+
+    The scale ends at 1 and begins so that the threshold stands at two thirds of it, whatever range
+    of cosines an embedder uses: some give 0.1 for two people, others 0.9.
+    """
 
     kind: ClassVar[str] = "meter"
     value: float
@@ -37,14 +41,11 @@ class Meter:
     tone: Tone
 
     @property
-    def percent(self) -> float:
-        """Length of the bar in percent of the track."""
-        return 100 * min(max(self.value, 0.0), 1.0)
-
-    @property
-    def mark(self) -> float:
-        """Position of the threshold in percent of the track."""
-        return 100 * min(max(self.threshold, 0.0), 1.0)
+    def place(self) -> float:
+        """Position of the dot in percent of the scale."""
+        step = max(1 - self.threshold, 0.01)
+        low = self.threshold - 2 * step
+        return 100 * min(max((self.value - low) / (3 * step), 0.0), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
+def signed(value: float) -> str:
+    """-0.123 → "−0.12", with a real minus sign."""
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def duration(seconds: float) -> str:
     """71.3 → "1 min 11 s"."""
     if seconds < 60:

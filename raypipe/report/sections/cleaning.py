@@ -9,7 +9,7 @@ from raypipe.faceset import FaceSet, Identity, Image
 from raypipe.manifest import Manifest
 from raypipe.report.album import Album
 from raypipe.report.blocks import Badge, Block, Cell, Face, Meter, Section, Strip, Table, absent
-from raypipe.report.words import count, reason_sentence, short_reason
+from raypipe.report.words import count, reason_sentence, short_reason, signed
 from raypipe.report.workspace import Workspace
 
 ANCHOR, TITLE = "cleaning", "Cleaning"
@@ -85,7 +85,7 @@ def _spread(images: list[Image], number: int) -> list[Image]:
 
 
 def _face(album: Album, identity: Identity, image: Image) -> Face:
-    measured = () if image.similarity is None else (f"{image.similarity:.2f}",)
+    measured = () if image.similarity is None else (signed(image.similarity),)
     if image.rejected is None:
         alt = f"Kept face {image.image_id} of identity {identity.identity_id}"
         return album.face(image.data, alt=alt, caption=measured)
@@ -120,7 +120,7 @@ def strip(album: Album, identity: Identity) -> Strip:
     elif not removed:
         badge = Badge(text="kept, nothing removed", tone="good")
     hidden = {"kept": len(kept) - len(shown_kept), "removed": len(removed) - len(shown_removed)}
-    parts = [f"{count(number, 'face')} {what}" for what, number in hidden.items() if number]
+    parts = [count(number, f"{what} face") for what, number in hidden.items() if number]
     more = f"Not shown: {' and '.join(parts)}." if parts else ""
     faces = tuple(_face(album, identity, image) for image in [*shown_kept, *shown_removed])
     title = f"Identity {identity.identity_id}"

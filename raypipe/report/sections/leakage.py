@@ -133,7 +133,7 @@ def _comparisons(summary: dict[str, Any]) -> Table:
                 f"{facts['compared']:,}",
                 f"{facts['refused']:,}",
                 f"{facts['threshold']:.3f}",
-                f"{summary['false_match_rate']:g}",
+                f"1 in {1 / summary['false_match_rate']:,.0f}",
                 "–" if facts["recognised"] is None else percent(facts["recognised"]),
             )
             for name, facts in sorted(summary["galleries"].items())
@@ -226,7 +226,8 @@ def section(
         " different people, so that a comparison of two strangers reaches it only at the false"
         " match"
         " rate set in the configuration. Compare the two faces of a row: a refused pair should look"
-        " like one person, a close call that was admitted should not."
+        " like one person, a close call that was admitted should not. On the scale, a dot right"
+        " of the mark is one person."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)
 

@@ -57,7 +57,7 @@ def test_a_strip_shows_every_reason_of_its_identity_however_many_are_removed(alb
     assert {face.caption[0] for face in strip.faces} == {"other person", "corrupt"}
     assert all(face.tone == "bad" for face in strip.faces)
     assert strip.note.startswith("0 images kept, 41 removed.")
-    assert "32 faces removed" in strip.more
+    assert strip.more == "Not shown: 32 removed faces."
 
 
 def test_kept_faces_run_from_most_to_least_similar(row_workspace: str, album: Album) -> None:
@@ -153,6 +153,18 @@ def test_only_the_most_similar_are_kept_in_memory(tmp_path) -> None:
     best = np.argsort(-similarity)[:7]
     assert [row.identity_id for row in found.refused] == [f"{i:03d}" for i in best]
     assert found.refused_total == 300
+
+
+@pytest.mark.parametrize("threshold", [-0.2, 0.3, 0.956, 1.0])
+def test_a_meter_has_its_mark_at_two_thirds_whatever_the_embedder(threshold: float) -> None:
+    places = [
+        Meter(value=value, threshold=threshold, tone="plain").place
+        for value in (-1.0, threshold - 0.002, threshold, threshold + 0.002, 1.2)
+    ]
+    assert places == sorted(places)
+    assert places[2] == pytest.approx(100 * 2 / 3)
+    assert places[1] < places[2] < places[3]
+    assert 0 <= places[0] <= places[-1] == 100
 
 
 def test_lost_images_show_in_the_accounts(row_workspace: str) -> None:

@@ -32,3 +32,8 @@ def test_every_reason_is_a_sentence(reason: str) -> None:
     assert sentence[0].isupper()
     assert sentence.endswith(".")
     assert ":" not in words.short_reason(reason)
+
+
+def test_numbers_have_a_minus_sign() -> None:
+    assert words.signed(-0.178) == "\N{MINUS SIGN}0.18"
+    assert words.signed(0.5) == "0.50"
