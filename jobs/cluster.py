@@ -2,8 +2,16 @@
 
 import logging
 import os
+import sys
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+# What Ray prints about itself, and no user can act on, would hide what they can act on. Both are
+# read when Ray is imported and started.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
 
 import ray
 from ray._private.state import state as cluster_state
@@ -25,21 +33,37 @@ def connect(config: Build) -> None:
     if not ray.is_initialized():
         address = config.ray.address or os.environ.get("RAY_ADDRESS")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=config.ray.num_cpus,
-                object_store_memory=config.ray.object_store_memory,
-                include_dashboard=False,
-                **quiet,
-            )
+        with _silent_core():
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=config.ray.num_cpus,
+                    object_store_memory=config.ray.object_store_memory,
+                    include_dashboard=False,
+                    **quiet,
+                )
     context = DataContext.get_current()
     context.enable_progress_bars = False  # `jobs.progress` shows rows and images instead
     context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = config.ray.no_progress_seconds
+    warnings.filterwarnings("ignore", module="ray.data")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _silent_core() -> Iterator[None]:
+    """Drops what Ray's core writes to the process's stderr; its errors come as exceptions."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def required(pools: Sequence[Pool]) -> dict[str, float]:

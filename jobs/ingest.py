@@ -7,6 +7,8 @@ so that it resumes like any other. Every run lists anew, which is how a changed 
 import hashlib
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from actors.align import AlignActor
@@ -17,7 +19,7 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.align import AlignerConfig
 from raypipe.faceset import ROWS, write_rows
-from raypipe.formats import open_reader
+from raypipe.formats import Listing, open_reader
 from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
 
 LISTING = "listing"
@@ -27,24 +29,23 @@ _SLOW_SECONDS = 5
 
 def run(config: Build) -> Manifest:
     """Ingests the configured base set into `{workspace}/ingest`."""
-    return ingest_folder(
+    return ingest_sources(
         config,
         job="ingest",
-        path=config.ingest.path,
-        source=config.ingest.source,
+        paths={source.name: source.path for source in config.ingest.sources},
         aligner=config.ingest.aligner,
     )
 
 
-def ingest_folder(
-    config: Build, *, job: str, path: str, source: str, aligner: AlignerConfig | None = None
+def ingest_sources(
+    config: Build, *, job: str, paths: dict[str, str], aligner: AlignerConfig | None = None
 ) -> Manifest:
-    """Ingests what lies at a path into `{workspace}/{job}`; limits and pool are `config.ingest`'s.
+    """Ingests what lies at some paths into `{workspace}/{job}`, with `config.ingest`'s limits.
 
     Args:
         job: output folder, such as "ingest" or "screen/galleries/orl/ingest".
-        path: local path or URI of a set in a format that `raypipe.formats` reads.
-        source: name the identities carry.
+        paths: source, which the identities carry and their ids begin with → local path or URI of a
+            set in a format that `raypipe.formats` reads.
         aligner: aligns every image; none where they are aligned.
 
     Raises:
@@ -52,12 +53,12 @@ def ingest_folder(
     """
     limit = config.ingest.max_bytes
     listing = storage.join(config.workspace, job, LISTING)
-    fingerprint = write_listing(listing, path, job=job, source=source, max_bytes=limit)
+    fingerprint = write_listing(listing, paths, job=job, max_bytes=limit)
     steps = [
         Step(
             name="read",
             actor=ReadActor,
-            arguments={"path": path, "source": source, "max_bytes": limit},
+            arguments={"paths": paths, "max_bytes": limit},
             pool=config.ingest.pool,
         )
     ]
@@ -77,7 +78,7 @@ def ingest_folder(
         steps=steps,
         settings={
             "max_bytes": limit,
-            "source": source,
+            "sources": list(paths),
             "aligner": aligner.model_dump(exclude={"weights"}) if aligner else None,
         },
         inputs={"files": fingerprint},
@@ -85,24 +86,24 @@ def ingest_folder(
     )
 
 
-def write_listing(root: str, path: str, *, job: str, source: str, max_bytes: int) -> str:
-    """Lists a source into the face set `root`, which is left alone where it says the same already.
+def write_listing(root: str, paths: dict[str, str], *, job: str, max_bytes: int) -> str:
+    """Lists sources one after the other into the face set `root`, unless it says so already.
 
     Returns:
         Hex SHA-256 over the paths, sizes and times of the files listed.
     """
-    listings = open_reader(path, source=source, max_bytes=max_bytes).identities()
+    listings = _listings(paths, max_bytes)
     digest, count, start = hashlib.sha256(), 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as made, console.status(f"{job}: listing {path}") as status:
+    with tempfile.TemporaryDirectory() as made, console.status(f"{job}: listing") as status:
         while part := list(islice(listings, _ROWS_PER_FILE)):
             write_rows(made, f"{count:09d}.parquet", [listing.identity for listing in part])
             for listing in part:
                 digest.update(f"{listing.identity.identity_id}\0{listing.fingerprint}\0".encode())
             count += len(part)
-            status.update(f"{job}: listing {path}: {count:,} identities")
+            status.update(f"{job}: listing: {count:,} identities")
         _publish(made, root, job, digest.hexdigest())
     if time.monotonic() - start > _SLOW_SECONDS:
-        console.print(f"{job}: listed {count:,} identities of {path}")
+        console.print(f"{job}: listed {count:,} identities")
     return digest.hexdigest()
 
 
@@ -113,6 +114,18 @@ def _networks(aligner: AlignerConfig | None) -> list[str]:
     if aligner.weights.endswith(".onnx"):
         return [aligner.weights]
     return [e.path for e in storage.listdir(aligner.weights) if e.name.endswith(".onnx")]
+
+
+def _listings(paths: dict[str, str], max_bytes: int) -> Iterator[Listing]:
+    """What every source lists, the places numbered through and the ids told apart."""
+    index = 0
+    for source, path in paths.items():
+        reader = open_reader(path, source=source, max_bytes=max_bytes)
+        for listing in reader.identities():
+            identity = listing.identity
+            name = f"{source}/{identity.identity_id}"
+            yield listing._replace(identity=replace(identity, identity_id=name, index=index))
+            index += 1
 
 
 def _publish(made: str, root: str, job: str, fingerprint: str) -> None:

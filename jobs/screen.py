@@ -19,7 +19,7 @@ import ray
 from actors.search import MarkActor, SearchActor
 from jobs.cluster import connect
 from jobs.embed import embed_set
-from jobs.ingest import ingest_folder
+from jobs.ingest import ingest_sources
 from jobs.progress import console
 from jobs.stage import Step, explain, map_files, run_stage
 from jobs.work import RUN, begin
@@ -29,7 +29,7 @@ from raypipe.config.screen import GalleryConfig, ScreenConfig
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.impostors import calibrate_gallery
-from raypipe.manifest import Manifest, read_manifest
+from raypipe.manifest import STARTED, Manifest, read_manifest
 from raypipe.screening import decide
 from raypipe.templates import load_gallery
 
@@ -56,7 +56,7 @@ def run(config: Build) -> Manifest:
     galleries = [_embedded(config, gallery) for gallery in config.screen.galleries]
     settings: dict[str, Any] = {
         "false_match_rate": config.screen.false_match_rate,
-        "first": config.ingest.source,
+        "first": config.ingest.sources[0].name,
     }
     inputs = {f"gallery {gallery.name}": gallery.digest for gallery in galleries}
     work = begin(
@@ -69,7 +69,11 @@ def run(config: Build) -> Manifest:
         return work.manifest
     start = time.perf_counter()
     if not storage.exists(work.path(VERDICTS)):
-        _decisions(config, source, work.root, galleries)
+        try:
+            _decisions(config, source, work.root, galleries)
+        except UserError:  # nothing was decided: the settings may change
+            storage.delete(work.path(STARTED))
+            raise
     searched = time.perf_counter() - start
     manifest = run_stage(
         config,
@@ -105,11 +109,10 @@ def run(config: Build) -> Manifest:
 def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:
     """A gallery as a face set with embeddings, made once."""
     job = f"screen/galleries/{gallery.name}"
-    ingest_folder(
+    ingest_sources(
         config,
         job=f"{job}/ingest",
-        path=gallery.path,
-        source=gallery.name,
+        paths={gallery.name: gallery.path},
         aligner=gallery.aligner,
     )
     manifest = embed_set(
@@ -139,7 +142,9 @@ def _decisions(config: Build, source: str, root: str, galleries: list[_Gallery])
             screen.pool,
         )
         deciding = ray.remote(**one)(_decide)
-        warnings = ray.get(deciding.remote(searched, screen, config.ingest.source, root, summaries))
+        warnings = ray.get(
+            deciding.remote(searched, screen, config.ingest.sources[0].name, root, summaries)
+        )
     except ray.exceptions.RayError as error:
         if mistake := explain("screen", error):
             raise mistake from None

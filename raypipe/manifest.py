@@ -1,8 +1,8 @@
 """What a job made, from what, and how much of it: `manifest.json`, and the counts in it.
 
 The manifest is written last and at once, so a folder that has one is complete. While a job runs
-the same facts lie in `started.json`, so that a run is resumed only with the settings, inputs and weights
-it was started with.
+the same facts lie in `started.json`, so that a run is resumed only with the settings, inputs and
+weights it was started with.
 """
 
 import hashlib

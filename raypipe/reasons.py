@@ -4,10 +4,14 @@ REASONS = {
     "ingest:not_an_image": "the file is not an image",
     "ingest:corrupt": "the image cannot be decoded",
     "ingest:truncated": "the file ends in the middle of the image",
-    "ingest:too_large": "the file or its picture is larger than allowed",
-    "ingest:empty": "the folder holds no file",
-    "ingest:bad_name": "the name of the folder is not UTF-8",
-    "ingest:outside": "a link leads out of the folder",
+    "ingest:too_large": "the picture has more pixels than allowed",
+    "ingest:empty": "no usable image in the folder",
+    "ingest:bad_name": "the name of the folder or file is not UTF-8",
+    "ingest:outside": "a link or path leads out of the folder",
+    "ingest:file_too_large": "the file is larger than allowed and was not read",
+    "ingest:unreadable": "the file or folder could not be opened",
+    "ingest:nested": "a folder deeper than one level inside an identity",
+    "ingest:stray": "a file beside the folders of the identities",
     **{
         f"{job}:{reason}": text
         for job in ("align", "embed")

@@ -133,6 +133,8 @@ def share_cluster(embeddings: np.ndarray, config: ShareConfig) -> Cluster:
     """
     from sklearn.cluster import DBSCAN
 
+    if len(embeddings) < 2:
+        return _nothing(len(embeddings), config.start)
     vectors = unit(embeddings.astype(np.float64))
     distance = np.maximum(1 - vectors @ vectors.T, 0)
     best, best_labels, best_share, best_t = -1, np.full(len(vectors), -1), 0.0, config.start

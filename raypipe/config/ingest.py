@@ -1,17 +1,28 @@
 """Configuration of the ingest job."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raypipe.config.align import AlignerConfig
 from raypipe.config.base import Pool, Settings
 
 
-class IngestConfig(Settings):
-    """Where the base set is, and how its images are read."""
+class SourceConfig(Settings):
+    """Identities that come from one place."""
 
-    path: str = Field(description="base set: a folder or URI with one folder of images a person")
-    source: str = Field(
-        "base", min_length=1, description="name that the rows carry as their source"
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        description="what rows carry as their source, and the first part of their identity_id",
+    )
+    path: str = Field(description="a folder or URI with one folder of images a person")
+
+
+class IngestConfig(Settings):
+    """Where the identities are, and how their images are read."""
+
+    sources: list[SourceConfig] = Field(
+        min_length=1,
+        description="where identities come from, in the order they have in the set: the base set, "
+        "and new ones that stand in for lost ones",
     )
     max_bytes: int = Field(
         20_000_000, ge=1, description="bytes of an image file; a larger one is rejected unread"
@@ -20,3 +31,10 @@ class IngestConfig(Settings):
         None, description="aligns faces to 112×112 pixels; none: the images are aligned already"
     )
     pool: Pool = Field(Pool(), description="actors that read, check and align")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "IngestConfig":
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"sources: a name stands twice in {names}")
+        return self

@@ -27,6 +27,12 @@ class SampleConfig(Settings):
     leaks: int = Field(
         3, ge=0, le=20, description="people of the gallery who stand in the base set too"
     )
+    new: int = Field(
+        6,
+        ge=0,
+        description="generated people without fault in a folder of their own: the new identities "
+        "that stand in for lost ones",
+    )
     weights: str | None = Field(
         None, description="DCGAN generator, safetensors; none: the one that ships with raypipe"
     )

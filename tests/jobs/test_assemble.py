@@ -72,7 +72,7 @@ def build(workspace: Path, **values: object) -> Build:
             "workspace": str(workspace),
             "seed": 5,
             "embedder": {"kind": "dlib"},
-            "ingest": {"path": "unused"},
+            "ingest": {"sources": [{"name": "base", "path": "unused"}]},
             "ray": {"rows_per_block": 8, "address": values.pop("address", None)},
             "assemble": {
                 "images_per_identity": IMAGES,

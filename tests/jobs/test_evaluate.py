@@ -66,7 +66,7 @@ def configured(workspace, **changes):
         {
             "workspace": str(workspace),
             "embedder": {"kind": "dlib"},
-            "ingest": {"path": "base"},
+            "ingest": {"sources": [{"name": "base", "path": "base"}]},
             "evaluate": settings | changes,
         },
         "test",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.ingest import ingest_folder, run, write_listing
+from jobs.ingest import ingest_sources, run, write_listing
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
@@ -32,7 +32,7 @@ def build(tmp_path: Path, *overrides: str) -> Build:
     values = {
         "workspace": str(tmp_path / "work"),
         "embedder": {"kind": "dlib"},
-        "ingest": {"path": str(tmp_path / "set")},
+        "ingest": {"sources": [{"name": "base", "path": str(tmp_path / "set")}]},
         "ray": {"rows_per_block": 4},
     }
     return parse(values, "test", list(overrides))
@@ -43,14 +43,14 @@ def test_a_listing_is_written_once_and_again_when_the_source_changes(tmp_path: P
 
     def listed() -> tuple[str, int]:
         digest = write_listing(
-            str(tmp_path / "listing"), str(source), job="ingest", source="base", max_bytes=9999
+            str(tmp_path / "listing"), {"base": str(source)}, job="ingest", max_bytes=9999
         )
         return digest, (tmp_path / "listing" / "manifest.json").stat().st_mtime_ns
 
     first = listed()
     assert listed() == first
     found = list(FaceSet(str(tmp_path / "listing")).iter_identities())
-    assert [identity.identity_id for identity in found] == ["p0", "p1", "p2"]
+    assert [identity.identity_id for identity in found] == ["base/p0", "base/p1", "base/p2"]
     assert {image.data for identity in found for image in identity.images} == {b""}
     counts = read_manifest(str(tmp_path / "listing")).counts
     assert counts["images"]["total"] == counts["images"]["read"] == 9
@@ -64,7 +64,7 @@ def test_a_listing_is_written_once_and_again_when_the_source_changes(tmp_path: P
 def test_what_is_no_set_fails_before_anything_is_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(jpeg(0))
     (tmp_path / "empty").mkdir()
-    config = build(tmp_path, f"ingest.path={tmp_path / name}")
+    config = build(tmp_path, f"ingest.sources=[{{name: base, path: {tmp_path / name}}}]")
     with pytest.raises(UserError, match=str(tmp_path / name)):
         run(config)
     assert not (tmp_path / "work").exists()
@@ -110,9 +110,9 @@ def test_every_file_is_kept_or_counted(messy: Path) -> None:
         },
     }
     rows = {i.identity_id: i for i in FaceSet(str(messy / "work" / "ingest")).iter_identities()}
-    assert rows["p10"].index > rows["p9"].index
-    assert [image.data for image in rows["p7"].images] == [jpeg(700 + k) for k in range(3)]
-    assert rows["p2"].images[1].data == jpeg(201)[:-100]
+    assert rows["base/p10"].index > rows["base/p9"].index
+    assert [image.data for image in rows["base/p7"].images] == [jpeg(700 + k) for k in range(3)]
+    assert rows["base/p2"].images[1].data == jpeg(201)[:-100]
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_another_place_and_other_pools_give_the_same_content(messy: Path) -> Non
     pool = "ingest.pool={min: 2, max: 2, batch_size: 1}"
     config = build(messy, "ingest.max_bytes=100000", pool, f"workspace={messy / 'elsewhere'}")
     path = str(messy / "set")
-    manifest = ingest_folder(config, job="screen/galleries/g/ingest", path=path, source="base")
+    manifest = ingest_sources(config, job="screen/galleries/g/ingest", paths={"base": path})
     assert manifest == read_manifest(str(messy / "elsewhere" / "screen/galleries/g/ingest"))
     first = read_manifest(str(messy / "work" / "ingest"))
     assert manifest.content_digest == first.content_digest

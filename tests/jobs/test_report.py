@@ -80,7 +80,11 @@ def clean_set(root: str, images: int, names: tuple[str, ...] = ("a", EVIL), side
 
 
 def config_of(root: str) -> Build:
-    values = {"workspace": root, "embedder": {"kind": "dlib"}, "ingest": {"path": "nowhere"}}
+    values = {
+        "workspace": root,
+        "embedder": {"kind": "dlib"},
+        "ingest": {"sources": [{"name": "base", "path": "nowhere"}]},
+    }
     return parse({**values, "report": {"title": "For <you> & me"}}, "test")
 
 

@@ -18,7 +18,7 @@ def build(workspace: Path, *overrides: str) -> Build:
         "workspace": str(workspace),
         "embedder": {"kind": "dlib"},
         "sample": SAMPLE,
-        "ingest": {"path": "{workspace}/sample/base"},
+        "ingest": {"sources": [{"name": "base", "path": "{workspace}/sample/base"}]},
     }
     return parse(values, "test", list(overrides))
 
@@ -37,6 +37,7 @@ def test_the_world_is_whole(made) -> None:
         "base",
         "gallery",
         "manifest.json",
+        "new",
         "pairs.parquet",
         "run.json",
         "truth.json",

@@ -15,7 +15,14 @@ from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, Identity, Image, write_rows
 from raypipe.images import decode
-from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
+from raypipe.manifest import (
+    Manifest,
+    Origin,
+    read_manifest,
+    read_started,
+    summarise,
+    write_manifest,
+)
 from raypipe.world import make_base
 
 pytestmark = pytest.mark.slow
@@ -28,7 +35,7 @@ def build(folder: Path, *overrides: str) -> Build:
     values = {
         "workspace": str(folder / "work"),
         "embedder": {"kind": "dlib"},
-        "ingest": {"path": str(folder / "unused")},
+        "ingest": {"sources": [{"name": "base", "path": str(folder / "unused")}]},
         "ray": {"rows_per_block": 5},
         "screen": {
             "false_match_rate": 1e-3,
@@ -109,7 +116,7 @@ def test_leaks_and_the_repeated_person_are_refused_and_nobody_else(
     assert leak is not None
     assert leak.gallery == "known"
     assert leak.gallery_entry is not None
-    assert leak.gallery_entry.startswith("person-3/")
+    assert leak.gallery_entry.startswith("known/person-3/")
     assert leak.gallery_similarity >= leak.gallery_threshold
     again = rows["again-10"].screen
     assert again is not None
@@ -181,3 +188,4 @@ def test_an_unfinished_set_and_too_small_a_gallery_are_one_clear_error(
     with pytest.raises(UserError, match=r"gallery 'known' \(10 people, 40 faces\): 360 compar"):
         run(build(tmp_path, gallery, "screen.false_match_rate=1e-6"))
     assert read_manifest(str(tmp_path / "work/screen")) is None
+    assert read_started(str(tmp_path / "work/screen")) is None  # another rate may be tried

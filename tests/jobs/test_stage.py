@@ -21,7 +21,7 @@ def build(workspace):
             "workspace": str(workspace),
             "ray": {"rows_per_block": 4, "no_progress_seconds": 60},
             "embedder": {"kind": "dlib"},
-            "ingest": {"path": "unused"},
+            "ingest": {"sources": [{"name": "base", "path": "unused"}]},
         },
         "test",
     )

@@ -56,7 +56,7 @@ def make_set(workspace, damaged=None):
 
 CONFIG = {
     "embedder": {"kind": "dlib"},
-    "ingest": {"path": "{workspace}/base"},
+    "ingest": {"sources": [{"name": "base", "path": "{workspace}/base"}]},
     "train": {
         "depth": "10",
         "width": 4,

@@ -390,6 +390,13 @@ def test_nothing_consistent_is_rejected_whole(calibration: Calibration) -> None:
         assert all(image.cluster == -1 and image.similarity is None for image in row.images)
 
 
+def test_share_needs_two_images() -> None:
+    for images in (0, 1):
+        row = identity(around([0.0])[:images].astype(np.float32))
+        mark(row, CleanConfig(rule="share"), None, {})
+        assert row.rejected == "clean:inconsistent"
+
+
 def test_what_was_rejected_before_stays_as_it_was(calibration: Calibration) -> None:
     row = identity(world(strangers=0)[0][0])
     row.images[3].rejected, row.images[3].embedding = "ingest:corrupt", None

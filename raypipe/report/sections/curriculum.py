@@ -69,21 +69,21 @@ def section(workspace: Workspace, album: Album) -> Section:
         return absent(ANCHOR, TITLE, "assemble")
     found, total = phases(workspace.path("assemble"))
     blocks: list[Block] = []
-    for phase, after in zip(found, [*(p.start for p in found[1:]), total], strict=True):
+    ends = [*(phase.start for phase in found[1:]), total]
+    # Counted as they come: a phase of the configuration without an identity leaves no gap.
+    for number, (phase, end) in enumerate(zip(found, ends, strict=True), start=1):
         blocks.append(
             Strip(
-                title=f"Phase {phase.number + 1}: source {phase.rows[0]['source']}",
-                note=f"{count(after - phase.start, 'image')}, from position {phase.start:,} on;"
-                " the first"
-                f" {len(phase.rows)} are shown.",
+                title=f"Phase {number}: source {phase.rows[0]['source']}",
+                note=f"{count(end - phase.start, 'image')}, from position {phase.start:,} on;"
+                f" the first {len(phase.rows)} are shown.",
                 faces=tuple(_face(album, row) for row in phase.rows),
             )
         )
     lead = (
         f"The set holds {count(total, 'image')} in a fixed order, and the trainer reads them in"
-        " this"
-        " order. Within a phase the identities are shuffled. Look for faces you would not expect"
-        " in a"
+        " this order. Within a phase the identities are shuffled. Look for faces you would not"
+        " expect in a"
         " phase, and compare augmented images with originals: they should be a little worse, not"
         " somebody else."
     )

@@ -48,8 +48,7 @@ def verdict(screened: Screened | None) -> Verdict:
         return Verdict(
             word="Leakage",
             sentence=f"{count(screened.above, 'admitted identity')} of {screened.admitted:,}"
-            " reach the"
-            f" threshold against {names} and must not be used.",
+            f" reach the threshold against {names} and must not be used.",
             tone="bad",
         )
     if screened.unchecked:
@@ -64,14 +63,12 @@ def verdict(screened: Screened | None) -> Verdict:
         evidence = screened.closest[0].evidence
         closest = (
             f" The closest admitted one has {evidence.gallery_similarity:.3f} against a threshold"
-            " of"
-            f" {evidence.gallery_threshold:.3f}."
+            f" of {evidence.gallery_threshold:.3f}."
         )
     return Verdict(
         word="No leakage found",
         sentence=f"None of the {count(screened.admitted, 'admitted identity')} reaches the"
-        " similarity"
-        f" from which a face counts as a person of {names}; {refused}.{closest}",
+        f" similarity from which a face counts as a person of {names}; {refused}.{closest}",
         tone="good",
     )
 
@@ -224,9 +221,9 @@ def section(
         "Every identity was compared with every face of the public galleries, and with every other"
         " identity. The threshold is not a constant: it is measured on the gallery's own pairs of"
         " different people, so that a comparison of two strangers reaches it only at the false"
-        " match"
-        " rate set in the configuration. Compare the two faces of a row: a refused pair should look"
-        " like one person, a close call that was admitted should not. On the scale, a dot right"
+        " match rate set in the configuration. Compare the two faces of a row: a refused pair"
+        " should look like one person, a close call that was admitted should not. On the scale,"
+        " a dot right"
         " of the mark is one person."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

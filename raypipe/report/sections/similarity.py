@@ -79,10 +79,9 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
     images = Chart(
         title="Images: own identity against others",
         hint="Blue: a kept image and the centre of its own identity. Orange: an image and the"
-        " centre"
-        " of somebody else. The dashed line is what an image of a large identity needs; a small one"
-        " is asked for a little less. Look for two hills with the line in the valley; where the"
-        " hills"
+        " centre of somebody else. The dashed line is what an image of a large identity needs; a"
+        " small one is asked for a little less. Look for two hills with the line in the valley;"
+        " where the hills"
         " overlap, cleaning has to guess.",
         alt=f"Histogram of {found.genuine.sum():,} genuine and {found.impostor.sum():,} impostor"
         f" similarities with the threshold at {found.threshold:.3f}",
@@ -101,9 +100,8 @@ def _cleaning(workspace: Workspace) -> list[Chart]:
     centres = Chart(
         title="Folders: one person against two",
         hint="Blue: two halves of one folder. Orange: two different folders. A pair of folders"
-        " right"
-        " of the dashed line is taken for one person. Look for orange to the right of it: those are"
-        " the duplicates listed under Cleaning.",
+        " right of the dashed line is taken for one person. Look for orange to the right of it:"
+        " those are the duplicates listed under Cleaning.",
         alt="Histogram of similarities of centres with the threshold"
         f" {found.duplicate_threshold:.3f}",
         svg=charts.histogram(
@@ -146,9 +144,8 @@ def _galleries(summary: dict[str, Any]) -> list[Chart]:
             Chart(
                 title=f"Leakage: identities against {name}",
                 hint="Orange: two different people of the gallery, which set the threshold."
-                " Blue: each"
-                " identity and its nearest gallery face; the nearest of many lies further right"
-                " than"
+                " Blue: each identity and its nearest gallery face; the nearest of many lies"
+                " further right than"
                 " an ordinary pair. Look for blue right of the line: those were refused." + tail,
                 alt=f"Histogram of {count(pairs, 'impostor pair')} of {name}, with the identities'"
                 f" nearest similarities and the threshold {threshold:.3f}",
@@ -173,11 +170,9 @@ def _unique(unique: dict[str, Any]) -> Chart:
         title="Uniqueness: identities against each other",
         hint="Orange: two different identities. Blue: one half of an identity's images against the"
         " other half. Two identities right of the dashed line count as one person, and the later"
-        " one"
-        " was refused. Look for hills that stand apart.",
+        " one was refused. Look for hills that stand apart.",
         alt=f"Histogram of {count(unique['impostor_pairs'], 'pair')} of identities with the"
-        " threshold"
-        f" {threshold:.3f}",
+        f" threshold {threshold:.3f}",
         svg=charts.histogram(
             "unique",
             coarse(groups),

@@ -59,8 +59,7 @@ def _assembled(workspace: Workspace) -> list[Tile]:
             label="Training set",
             value=f"{made['images']:,} images",
             detail=f"{count(made['identities'], 'identity')}; {made['augmented']:,} of the images"
-            " were"
-            " made by augmentation",
+            " were made by augmentation",
         )
     ]
 

@@ -48,8 +48,7 @@ def section(workspace: Workspace) -> Section:
     stages = _stages(workspace)
     lead = (
         "How long each stage took, and how fast it was. Times are of the last run of each job; a"
-        " run"
-        " that was resumed counts only what was left to do."
+        " run that was resumed counts only what was left to do."
     )
     if not stages:
         return Section(anchor=ANCHOR, title=TITLE, lead="No job has noted its timings yet.")

@@ -20,9 +20,8 @@ def section(workspace: Workspace) -> Section:
     blocks: list[Block] = [_charts(epochs), _table(epochs)]
     lead = (
         f"{count(len(epochs), 'epoch')} of {count(epochs[0]['images'], 'image')}. The network"
-        " learns to"
-        " tell the identities of the training set apart; how well it does on people it has never"
-        " seen"
+        " learns to tell the identities of the training set apart; how well it does on people it"
+        " has never seen"
         " is in the next section."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)
@@ -37,8 +36,7 @@ def _charts(epochs: list[dict[str, Any]]) -> Charts:
             Chart(
                 title="Loss",
                 hint="Look for a curve that falls and flattens. One that rises again, or jumps,"
-                " asks for"
-                " a smaller learning rate.",
+                " asks for a smaller learning rate.",
                 alt=f"Line from {losses[0]:.2f} in the first epoch to {losses[-1]:.2f} in the last",
                 svg=charts.lines(
                     "loss",
@@ -50,9 +48,8 @@ def _charts(epochs: list[dict[str, Any]]) -> Charts:
             Chart(
                 title="Training accuracy",
                 hint="Share of the training images nearest to their own identity. Look for a"
-                " rise; near"
-                " 100 % with a poor result in verification means that the set was learned by"
-                " heart.",
+                " rise; near 100 % with a poor result in verification means that the set was"
+                " learned by heart.",
                 alt=f"Line from {accuracies[0]:.1f} % in the first epoch to {accuracies[-1]:.1f} %",
                 svg=charts.lines(
                     "accuracy",

@@ -45,11 +45,10 @@ def section(workspace: Workspace) -> Section:
     blocks: list[Block] = [_table(sets), *_cautions(sets), _charts(sets)]
     lead = (
         "The recognizer gets two photographs and has to say whether they show one person."
-        " Accuracy is"
-        " the share of right answers, with the threshold chosen on the other folds; 50 % is"
-        " guessing."
-        " TAR at FAR: of the pairs of one person, the share that is recognised when so many"
-        " pairs of"
+        " Accuracy is the share of right answers, with the threshold chosen on the other folds;"
+        " 50 % is"
+        " guessing. TAR at FAR: of the pairs of one person, the share that is recognised when so"
+        " many pairs of"
         " two people are let through by mistake. That is the number that matters at a door."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)
@@ -111,8 +110,7 @@ def _charts(sets: dict[str, dict[str, Any]]) -> Charts:
             hint="Each point is a threshold: further left it lets fewer strangers through,"
             " further up it"
             " recognises more people. Look for a curve close to the upper left corner; the thin"
-            " line is"
-            " guessing.",
+            " line is guessing.",
             alt="ROC curves: "
             + ", ".join(f"{name} with area {result['auc']:.3f}" for name, result in sets.items()),
             svg=charts.roc(
@@ -134,8 +132,8 @@ def _charts(sets: dict[str, dict[str, Any]]) -> Charts:
             Chart(
                 title=f"Similarities of {name}",
                 hint="Blue: pairs of one person. Orange: pairs of two. Look for hills that stand"
-                " apart;"
-                " where they overlap the recognizer is wrong, wherever the threshold is put.",
+                " apart; where they overlap the recognizer is wrong, wherever the threshold is"
+                " put.",
                 alt=f"Histogram of genuine and impostor similarities of {name}",
                 svg=charts.histogram(
                     f"verification-{position}",
