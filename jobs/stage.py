@@ -53,14 +53,23 @@ class _Ledger:
     def __init__(self) -> None:
         self._sums: dict[str, Counter[str]] = defaultdict(Counter)
         self._actors: dict[str, set[str]] = defaultdict(set)
+        self._spans: dict[str, tuple[float, float]] = {}
 
-    def add(self, step: str, actor: str, sums: dict[str, float]) -> None:
+    def add(self, step: str, actor: str, sums: dict[str, float], start: float, end: float) -> None:
+        first, last = self._spans.get(step, (start, end))
+        self._spans[step] = min(first, start), max(last, end)
         self._sums[step].update(sums)
         self._actors[step].add(actor)
 
     def read(self) -> dict[str, dict[str, float]]:
+        """Sums by step, with "actors" and "span": seconds from the first rows to the last."""
         return {
-            step: {**sums, "actors": len(self._actors[step])} for step, sums in self._sums.items()
+            step: {
+                **sums,
+                "actors": len(self._actors[step]),
+                "span": self._spans[step][1] - self._spans[step][0],
+            }
+            for step, sums in self._sums.items()
         }
 
 
@@ -126,12 +135,13 @@ class _Worker:
         sums["wait_seconds"] = start - self._idle_since if self._idle_since else 0.0
         sums["compute_seconds"] = computed - computing
         sums["convert_seconds"] = end - start - (computed - computing)
-        self._report(sums)
+        now = time.time()
+        self._ledger.add.remote(self._step.name, self._id, dict(sums), now - (end - start), now)
+        self._measure(sums)
         self._idle_since = end
         return result
 
-    def _report(self, sums: dict[str, float]) -> None:
-        self._ledger.add.remote(self._step.name, self._id, dict(sums))
+    def _measure(self, sums: dict[str, float]) -> None:
         for metric, name in (
             (self._images, "images"),
             (self._compute, "compute_seconds"),
@@ -263,8 +273,6 @@ def run_stage(
         storage.delete(work.path(ROWS))
     total, done = origin.counts["identities"]["total"], count_rows(work.root)
     ledger = ray.remote(num_cpus=0, max_restarts=-1)(_Ledger).remote()
-    start = time.perf_counter()
-    first: list[float] = []  # when the first rows came: start-up is not part of the rate shown
 
     def poll() -> tuple[int, str]:
         try:
@@ -272,14 +280,11 @@ def run_stage(
         except ray.exceptions.RayError:  # it is being restarted; the next poll will tell
             return done, ""
         rejected = int(sum(n for name, n in sums.items() if name.startswith("rejected:")))
-        if sums and not first:
-            first.append(time.perf_counter() - 1)
-        rate = sums.get("images", 0) / (time.perf_counter() - first[0]) if first else 0.0
+        rate = sums["images"] / sums["span"] if sums else 0.0
         return done + int(sums.get("rows", 0)), f"{rate:,.0f} images/s, {rejected:,} rejected"
 
     with Bar(job, total, poll):
         _stream(config, job, source, steps, work.root, checkpoint, ledger)
-    seconds = time.perf_counter() - start
     sums = ray.get(ledger.read.remote())
     ray.kill(ledger)
     for step in steps:
@@ -287,7 +292,7 @@ def run_stage(
         busy = part.get("compute_seconds", 0.0)
         work.timing(
             step.name,
-            seconds,
+            part.get("span", 0.0),
             rows=int(part.get("rows", 0)),
             images=int(part.get("images", 0)),
             bytes=int(part.get("bytes", 0)),
