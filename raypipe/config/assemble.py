@@ -37,5 +37,8 @@ class AssembleConfig(Settings):
         if len(set(self.phases)) != len(self.phases):
             raise ValueError(f"phases: a source stands twice in {self.phases}")
         if self.replacement is not None and self.replacement not in self.phases:
-            raise ValueError(f"replacement: {self.replacement!r} is not one of {self.phases}")
+            raise ValueError(
+                f"replacement: {self.replacement!r} is none of the phases {self.phases}; "
+                "name one of them, or null for no replacement"
+            )
         return self
