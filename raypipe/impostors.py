@@ -99,8 +99,11 @@ class Impostors:
         """
         least = max(_REACH / self._rate, _TAIL_MIN)
         if self.pairs < least:
-            lowest = _REACH / self.pairs if self.pairs >= _TAIL_MIN else None
-            hint = f"set screen.false_match_rate to {lowest:.1g} or more, or " if lowest else ""
+            hint = ""
+            if self.pairs >= _TAIL_MIN:
+                unit_place = 10.0 ** np.floor(np.log10(_REACH / self.pairs))
+                lowest = np.ceil(_REACH / self.pairs / unit_place) * unit_place
+                hint = f"set screen.false_match_rate to {lowest:.1g} or more, or "
             raise UserError(
                 f"screen: {what}: {self.pairs} comparisons of different people cannot resolve a "
                 f"false match rate of {self._rate:g}, which needs {least:.0f}; {hint}{remedy}"
