@@ -127,8 +127,9 @@ class _Progress:
 def _dataset(found: _Set) -> ray.data.Dataset:
     """The rows of the set in its order.
 
-    Ray Data reads the files again in every epoch, which takes seconds to start (measured: 3 to 20,
-    for 60 images as for 3,000). A set that leaves most of the object store free is read once.
+    Ray Data starts the read anew in every epoch. On two cores that were busy with other things a
+    worker waited 20 s for an epoch of 60 images, and 2 s for one of 2,850 in the object store. So a
+    set that leaves most of the object store free is read once.
     """
     dataset = ray.data.read_parquet(found.files, columns=_COLUMNS)
     dataset.context.execution_options = _IN_ORDER
