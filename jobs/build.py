@@ -34,7 +34,7 @@ def run(config: Build) -> Manifest:
             made += 1
             console.print(f"{time.monotonic() - began:.0f} s", style="dim")
     console.rule(style="dim")
-    console.print(outcome(manifests))
+    console.print(outcome(config.workspace, manifests))
     if made:
         console.print(f"{made} of {len(names)} jobs run in {time.monotonic() - start:.0f} s")
     else:
@@ -44,11 +44,11 @@ def run(config: Build) -> Manifest:
     return manifests["report"]
 
 
-def outcome(manifests: dict[str, Manifest]) -> Table:
+def outcome(workspace: str, manifests: dict[str, Manifest]) -> Table:
     """What was kept, refused, made and reached, a line each."""
     table = Table("", "identities", "images", "", title="outcome", title_justify="left")
     ingest, clean, screen = (manifests[name].counts for name in ("ingest", "clean", "screen"))
-    read, assembled = ingest["identities"]["total"], manifests["assemble"].counts
+    read = ingest["identities"]["total"]
     table.add_row("read", f"{read:,}", f"{ingest['images']['total']:,}", "")
     for name, counts, before in (
         ("unreadable", ingest, None),
@@ -65,14 +65,15 @@ def outcome(manifests: dict[str, Manifest]) -> Table:
                 f"{reason} {number:,}" for reason, number in sorted((pictures | people).items())
             ),
         )
-    table.add_row("training set", *_training_set(assembled))
-    trained = manifests["train"].counts
-    table.add_row("trained", "", "", f"{trained['epochs']} epochs, loss {trained['loss']:.2f}")
-    for name, result in manifests["evaluate"].extra["sets"].items():
+    table.add_row("training set", *_training_set(manifests["assemble"].counts["training_set"]))
+    trained = storage.read_json(storage.join(workspace, "train", "history.json"))["epochs"]
+    table.add_row("trained", "", "", f"{len(trained)} epochs, loss {trained[-1]['loss']:.2f}")
+    reached = storage.read_json(storage.join(workspace, "evaluate", "results.json"))["sets"]
+    for name, result in reached.items():
         table.add_row(
             f"reached on {name}",
             "",
-            f"{result['pairs']:,} pairs",
+            f"{2 * result['pairs']:,} in pairs",
             f"accuracy {100 * result['accuracy']:.2f} ± {100 * result['std']:.2f} %",
         )
     return table

@@ -8,11 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-# What Ray prints about itself, and no user can act on, would hide what they can act on. Both are
-# read when Ray is imported and started.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
-
 import ray
 from ray._private.state import state as cluster_state
 from ray.data import DataContext

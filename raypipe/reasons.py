@@ -31,6 +31,7 @@ REASONS = {
     "screen:in_gallery": "the person is in a public gallery",
     "screen:not_unique": "too much like another identity",
     "assemble:too_few": "fewer usable images than an identity needs",
+    "assemble:spare": "a replacement that no lost identity needed",
     "assemble:surplus": "more images than the set takes of an identity",
 }
 
