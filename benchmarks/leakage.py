@@ -77,7 +77,7 @@ def gallery(vectors: Vectors, leaked: list[str], offset: np.ndarray | float = 0.
     return Gallery(
         name="orl",
         names=names,
-        entries=[f"{person}/{number}" for person, number, _ in shown],
+        image_ids=[str(number) for _, number, _ in shown],
         people=np.array([names.index(person) for person, _, _ in shown]),
         faces=unit(np.stack([vector for *_, vector in shown]) - offset).astype(np.float32),
     )

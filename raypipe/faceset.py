@@ -72,11 +72,12 @@ class CleanEvidence:
 class ScreenEvidence:
     """What the screening job measured: the nearest gallery face and the nearest other identity.
 
-    `gallery_entry` is "identity_id/image_id" in the gallery's face set.
+    `gallery_identity` and `gallery_image` name that face in the gallery's face set.
     """
 
     gallery: str | None = None
-    gallery_entry: str | None = None
+    gallery_identity: str | None = None
+    gallery_image: str | None = None
     gallery_similarity: float | None = None
     gallery_threshold: float | None = None
     nearest: str | None = None
@@ -138,7 +139,8 @@ _CLEAN = pa.struct(
 _SCREEN = pa.struct(
     [
         ("gallery", pa.string()),
-        ("gallery_entry", pa.string()),
+        ("gallery_identity", pa.string()),
+        ("gallery_image", pa.string()),
         ("gallery_similarity", pa.float64()),
         ("gallery_threshold", pa.float64()),
         ("nearest", pa.string()),

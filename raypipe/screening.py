@@ -28,7 +28,8 @@ SEARCHED = pa.schema(
         ("source", pa.string()),
         ("template", pa.list_(pa.float32())),
         ("halves", pa.float64()),
-        ("entries", pa.list_(pa.string())),
+        ("people", pa.list_(pa.string())),
+        ("images", pa.list_(pa.string())),
         ("similarities", pa.list_(pa.float32())),
     ]
 )
@@ -37,7 +38,8 @@ VERDICTS = pa.schema(
         ("identity_id", pa.string()),
         ("rejected", pa.string()),
         ("gallery", pa.string()),
-        ("gallery_entry", pa.string()),
+        ("gallery_identity", pa.string()),
+        ("gallery_image", pa.string()),
         ("gallery_similarity", pa.float64()),
         ("gallery_threshold", pa.float64()),
         ("nearest", pa.string()),
@@ -52,7 +54,7 @@ def search_galleries(identities: Iterable[Embedded], galleries: Sequence[Gallery
 
     Returns:
         A row of `SEARCHED` for every identity that is not rejected and has a kept, embedded image;
-        `entries` and `similarities` have one item a gallery.
+        `people`, `images` and `similarities` have one item a gallery.
     """
     rows: list[dict[str, Any]] = []
     for item in identities:
@@ -65,7 +67,8 @@ def search_galleries(identities: Iterable[Embedded], galleries: Sequence[Gallery
                     "source": item.source,
                     "template": template(item.embeddings[kept]),
                     "halves": halves(item.embeddings[kept]),
-                    "entries": [],
+                    "people": [],
+                    "images": [],
                     "similarities": [],
                 }
             )
@@ -74,7 +77,8 @@ def search_galleries(identities: Iterable[Embedded], galleries: Sequence[Gallery
         for gallery in galleries:
             similarity, index = nearest(queries, gallery.faces, 1)
             for row, at, value in zip(rows, index[:, 0], similarity[:, 0], strict=True):
-                row["entries"].append(gallery.entries[at])
+                row["people"].append(gallery.names[gallery.people[at]])
+                row["images"].append(gallery.image_ids[at])
                 row["similarities"].append(value)
     return pa.Table.from_pylist(rows, schema=SEARCHED)
 
@@ -110,7 +114,7 @@ def decide(
 
     Args:
         searched: rows of `SEARCHED` in any order, one an identity.
-        galleries: name → calibration, in the order of `entries`.
+        galleries: name → calibration, in the order of `people`.
         rate: chance that one comparison of two different identities reaches the threshold.
         first: source whose identities stay.
 
@@ -130,7 +134,7 @@ def decide(
     names = searched["identity_id"].to_pylist()
     templates = _matrix(searched["template"], len(names))
     similarities = _matrix(searched["similarities"], len(names)).astype(np.float64)
-    entries = searched["entries"].to_pylist()
+    people, images = searched["people"].to_pylist(), searched["images"].to_pylist()
     thresholds = np.array([calibration.threshold for calibration in galleries.values()])
 
     verdicts: list[dict[str, Any]] = [{"identity_id": name} for name in names]
@@ -141,7 +145,8 @@ def decide(
             verdicts[row] |= {
                 "rejected": IN_GALLERY if similarity >= threshold else None,
                 "gallery": labels[best],
-                "gallery_entry": entries[row][best],
+                "gallery_identity": people[row][best],
+                "gallery_image": images[row][best],
                 "gallery_similarity": similarity,
                 "gallery_threshold": threshold,
             }

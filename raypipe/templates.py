@@ -33,14 +33,14 @@ class Gallery:
 
     Attributes:
         names: identity_id of every person, P of them.
-        entries: "identity_id/image_id" of every face, F of them.
+        image_ids: of every face, F of them.
         people: int64 (F,), the person of every face: a position in `names`, never decreasing.
         faces: float32 (F, D), unit length.
     """
 
     name: str
     names: list[str]
-    entries: list[str]
+    image_ids: list[str]
     people: np.ndarray
     faces: np.ndarray
 
@@ -63,9 +63,7 @@ def load_gallery(name: str, root: str) -> Gallery:
     return Gallery(
         name=name,
         names=[identity_id for _, identity_id, *_ in people],
-        entries=[
-            f"{identity_id}/{image_id}" for _, identity_id, ids, _ in people for image_id in ids
-        ],
+        image_ids=[image_id for _, _, ids, _ in people for image_id in ids],
         people=np.repeat(np.arange(len(people)), [len(ids) for _, _, ids, _ in people]),
         faces=np.concatenate([unit(vectors).astype(np.float32) for *_, vectors in people]),
     )

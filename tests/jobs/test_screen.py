@@ -115,8 +115,7 @@ def test_leaks_and_the_repeated_person_are_refused_and_nobody_else(
     leak = rows["leak-3"].screen
     assert leak is not None
     assert leak.gallery == "known"
-    assert leak.gallery_entry is not None
-    assert leak.gallery_entry.startswith("known/person-3/")
+    assert leak.gallery_identity == "known/person-3"
     assert leak.gallery_similarity >= leak.gallery_threshold
     again = rows["again-10"].screen
     assert again is not None

@@ -38,7 +38,7 @@ def world():
     gallery = Gallery(
         name="known",
         names=[f"p{p:02d}" for p in range(40)],
-        entries=[f"p{p:02d}/{i % 10}" for i, (p, _) in enumerate(entries)],
+        image_ids=[f"{i % 10}" for i in range(len(entries))],
         people=np.array([p for p, _ in entries]),
         faces=np.stack([face for _, face in entries]).astype(np.float32),
     )
@@ -80,8 +80,8 @@ def test_exactly_the_leaks_and_the_repeat_are_refused_with_evidence(world):
     }
     rows = {row["identity_id"]: row for row in verdicts.to_pylist()}
     similarity = unit(gallery.faces) @ template(identities[3].embeddings)
-    assert rows["003"]["gallery_entry"] == gallery.entries[similarity.argmax()]
-    assert rows["003"]["gallery_entry"].startswith("p08/")
+    assert rows["003"]["gallery_image"] == gallery.image_ids[similarity.argmax()]
+    assert rows["003"]["gallery_identity"] == "p08"
     assert rows["003"]["gallery_similarity"] == pytest.approx(similarity.max(), abs=1e-6)
     assert rows["003"]["nearest"] is None  # a real person is no measure for others
     assert rows["030"]["nearest"] == "005"
@@ -180,7 +180,7 @@ def test_load_gallery_takes_kept_faces_in_the_order_of_identities(tmp_path):
     write_rows(str(tmp_path / "set"), "0.parquet", rows)
     gallery = load_gallery("g", str(tmp_path / "set"))
     assert gallery.names == ["a", "b"]
-    assert gallery.entries == ["a/9", "b/1", "b/2"]
+    assert gallery.image_ids == ["9", "1", "2"]
     assert gallery.people.tolist() == [0, 1, 1]
     np.testing.assert_allclose(np.linalg.norm(gallery.faces, axis=1), 1, atol=1e-6)
     write_rows(str(tmp_path / "none"), "0.parquet", rows[2:])

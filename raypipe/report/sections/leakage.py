@@ -80,9 +80,9 @@ class _Galleries:
         self._people: dict[tuple[str, str], Identity] = {}
         wanted: dict[str, set[str]] = {}
         for row in rows:
-            if row.evidence.gallery and row.evidence.gallery_entry:
-                name = row.evidence.gallery_entry.partition("/")[0]
-                wanted.setdefault(row.evidence.gallery, set()).add(name)
+            if row.evidence.gallery and row.evidence.gallery_identity:
+                names = wanted.setdefault(row.evidence.gallery, set())
+                names.add(row.evidence.gallery_identity)
         for gallery, names in wanted.items():
             root = workspace.path("screen", "galleries", gallery, "embed")
             for person in FaceSet(root).read(sorted(names)):
@@ -90,14 +90,14 @@ class _Galleries:
 
     def face(self, album: Album, row: Row) -> Cell:
         """The nearest gallery face of a row, or its name where the gallery has lost it."""
-        gallery, entry = row.evidence.gallery or "", row.evidence.gallery_entry or ""
-        name, _, image_id = entry.partition("/")
+        gallery, name = row.evidence.gallery or "", row.evidence.gallery_identity or ""
+        image_id = row.evidence.gallery_image or ""
         person = self._people.get((gallery, name))
         for image in person.images if person else []:
             if image.image_id == image_id:
-                alt = f"Gallery face {entry} of {gallery}"
-                return album.face(image.data, alt=alt, caption=(gallery, entry))
-        return f"{gallery} {entry}"
+                alt = f"Gallery face {image_id} of {name} in {gallery}"
+                return album.face(image.data, alt=alt, caption=(name, image_id))
+        return f"{name} {image_id} of {gallery}"
 
 
 def warnings(workspace: Workspace) -> list[Verdict]:

@@ -160,7 +160,8 @@ def screened(people: list[Identity]) -> list[Identity]:
         similarity = 0.81 if person.identity_id == EVIL else 0.2 + 0.03 * person.index
         evidence = ScreenEvidence(
             gallery="public",
-            gallery_entry=f"person{person.index % 3}/1.png",
+            gallery_identity=f"person{person.index % 3}",
+            gallery_image="1.png",
             gallery_similarity=similarity,
             gallery_threshold=0.55,
             nearest="000000",

@@ -99,7 +99,7 @@ def test_leakage_names_the_refused_and_the_closest_admitted(
     pairs = tables(section.blocks)
     person, face, meter, badge = pairs["Refused: in a public gallery (1)"].rows[0]
     assert all(shown.src for shown in (person, face)), "both faces are shown"
-    assert face.caption == ("public", "person1/1.png")  # type: ignore[union-attr]
+    assert face.caption == ("person1", "1.png")  # type: ignore[union-attr]
     assert meter == Meter(value=0.81, threshold=0.55, tone="bad")
     assert badge == Badge(text="refused", tone="bad")
     assert len(pairs["Refused for being too much like another identity (1)"].rows) == 1
@@ -111,7 +111,11 @@ def test_leakage_names_the_refused_and_the_closest_admitted(
 
 def test_an_admitted_identity_above_the_threshold_is_called_leakage(tmp_path) -> None:
     evidence = ScreenEvidence(
-        gallery="g", gallery_entry="a/b", gallery_similarity=0.6, gallery_threshold=0.5
+        gallery="g",
+        gallery_identity="a",
+        gallery_image="b",
+        gallery_similarity=0.6,
+        gallery_threshold=0.5,
     )
     person = Identity(identity_id="p", index=0, source="base", images=[], screen=evidence)
     write_rows(str(tmp_path), "a.parquet", [person])
@@ -141,7 +145,8 @@ def test_only_the_most_similar_are_kept_in_memory(tmp_path) -> None:
             rejected=IN_GALLERY,
             screen=ScreenEvidence(
                 gallery="g",
-                gallery_entry="a/b",
+                gallery_identity="a",
+                gallery_image="b",
                 gallery_similarity=float(value),
                 gallery_threshold=0.5,
             ),
