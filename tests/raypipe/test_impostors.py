@@ -32,7 +32,7 @@ def gallery(labels: list[int], faces: np.ndarray) -> Gallery:
     return Gallery(
         name="g",
         names=[f"p{name:02d}" for name in names],
-        entries=[f"p{labels[i]:02d}/{i}" for i in order],
+        image_ids=[str(i) for i in order],
         people=person[order],
         faces=faces[order].astype(np.float32),
     )
