@@ -74,13 +74,14 @@ def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] 
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one; the first says what to do.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     location = first["loc"]
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         owner = _model_at(Build, location[:-1])
         known = list(owner.model_fields) if owner else []
-        close = difflib.get_close_matches(str(location[-1]), known, 1, 0.4)
+        close = difflib.get_close_matches(str(location[-1]), known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key {name!r}; {hint}"
     if first["type"] == "missing":
