@@ -17,7 +17,7 @@ from actors.clean import CentreActor, CleanActor
 from jobs import embed
 from jobs.cluster import connect
 from jobs.progress import console
-from jobs.stage import Step, explain, map_files, run_stage
+from jobs.stage import Step, explain, map_files, stream
 from jobs.work import begin
 from raypipe import storage
 from raypipe.cleaning.calibration import Calibration, calibrate
@@ -49,10 +49,10 @@ def run(config: Build) -> Manifest:
     if config.clean.rule == "calibrated":
         calibration, doubles = work.path(CALIBRATION), work.path(DOUBLES)
         if not storage.exists(calibration):
-            with console.status("clean: calibrating"):
+            with console.status("clean: calibrating"), work.timed("calibrate"):
                 _task(_calibrate, source, calibration, config.clean, config.seed)
         if not storage.exists(doubles):
-            with console.status("clean: comparing identities"):
+            with console.status("clean: comparing identities"), work.timed("compare"):
                 _find_doubles(config, source, calibration, doubles)
     step = Step(
         name="clean",
@@ -64,7 +64,7 @@ def run(config: Build) -> Manifest:
         },
         pool=config.clean.pool,
     )
-    return run_stage(config, job="clean", source=source, steps=[step], settings=settings)
+    return stream(config, work, source=source, steps=[step])
 
 
 def _settings(config: Build) -> dict[str, Any]:

@@ -9,7 +9,6 @@
 4. The decisions stream into the rows.
 """
 
-import time
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -21,15 +20,15 @@ from jobs.cluster import connect
 from jobs.embed import embed_set
 from jobs.ingest import ingest_sources
 from jobs.progress import console
-from jobs.stage import Step, explain, map_files, run_stage
-from jobs.work import RUN, begin
+from jobs.stage import Step, explain, finished, map_files, stream
+from jobs.work import begin
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.screen import GalleryConfig, ScreenConfig
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.impostors import calibrate_gallery
-from raypipe.manifest import STARTED, Manifest, read_manifest
+from raypipe.manifest import STARTED, Manifest
 from raypipe.screening import decide
 from raypipe.templates import load_gallery
 
@@ -50,9 +49,7 @@ def run(config: Build) -> Manifest:
             gallery or the set is too small for the false match rate.
     """
     source = storage.join(config.workspace, "clean")
-    origin = read_manifest(source)
-    if origin is None:
-        raise UserError(f"screen: {source} is not a finished face set; run the job clean first")
+    origin = finished("screen", source)
     galleries = [_embedded(config, gallery) for gallery in config.screen.galleries]
     settings: dict[str, Any] = {
         "false_match_rate": config.screen.false_match_rate,
@@ -67,43 +64,20 @@ def run(config: Build) -> Manifest:
     )
     if work.manifest:
         return work.manifest
-    start = time.perf_counter()
     if not storage.exists(work.path(VERDICTS)):
         try:
-            _decisions(config, source, work.root, galleries)
+            with work.timed("search"):
+                _decisions(config, source, work.root, galleries)
         except UserError:  # nothing was decided: the settings may change
             storage.delete(work.path(STARTED))
             raise
-    searched = time.perf_counter() - start
-    manifest = run_stage(
-        config,
-        job="screen",
-        source=source,
-        steps=[
-            Step(
-                name="mark",
-                actor=MarkActor,
-                arguments={"verdicts": work.path(VERDICTS)},
-                pool=config.screen.pool,
-            )
-        ],
-        settings=settings,
-        inputs=inputs,
+    step = Step(
+        name="mark",
+        actor=MarkActor,
+        arguments={"verdicts": work.path(VERDICTS)},
+        pool=config.screen.pool,
     )
-    timings = storage.read_json(work.path(RUN))
-    timings["stages"].insert(
-        0,
-        {
-            "name": "search",
-            "seconds": round(searched, 3),
-            "rows": origin.counts["identities"]["kept"],
-            "images": 0,
-            "images_per_second": 0.0,
-        },
-    )
-    timings["seconds"] = round(timings["seconds"] + searched, 3)
-    storage.write_json(work.path(RUN), timings)
-    return manifest
+    return stream(config, work, source=source, steps=[step])
 
 
 def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:

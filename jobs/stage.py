@@ -19,7 +19,7 @@ from ray.util import metrics
 
 from jobs.cluster import connect, preflight
 from jobs.progress import Bar
-from jobs.work import begin
+from jobs.work import Work, begin
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.base import Pool
@@ -254,9 +254,7 @@ def run_stage(
         UserError: where the source is missing or unfinished, the cluster too small, the settings
             changed since the run began, or an actor found a mistake of the user's.
     """
-    origin = read_manifest(source)
-    if origin is None:
-        raise UserError(f"{job}: {source} is not a finished face set; run the job before it first")
+    origin = finished(job, source)
     work = begin(
         config,
         job=job,
@@ -264,8 +262,28 @@ def run_stage(
         inputs={origin.origin.job: origin.content_digest, **(inputs or {})},
         models=models,
     )
-    if work.manifest:
-        return work.manifest
+    return work.manifest or stream(config, work, source=source, steps=steps)
+
+
+def finished(job: str, source: str) -> Manifest:
+    """The manifest of a face set that a job reads.
+
+    Raises:
+        UserError: where it is missing or unfinished.
+    """
+    manifest = read_manifest(source)
+    if manifest is None:
+        raise UserError(f"{job}: {source} is not a finished face set; run the job before it first")
+    return manifest
+
+
+def stream(config: Build, work: Work, *, source: str, steps: Sequence[Step]) -> Manifest:
+    """The stage itself, for a job that did something else first in the folder it has begun.
+
+    Raises:
+        UserError: as `run_stage`.
+    """
+    job, origin = work.origin.job, finished(work.origin.job, source)
     connect(config)
     preflight(job, [step.pool for step in steps])
     checkpoint = work.path(CHECKPOINT)

@@ -1,7 +1,8 @@
 """One run of one job: begun with known settings, resumed only with the same, finished at once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from raypipe import storage
@@ -60,6 +61,13 @@ class Work:
                 **more,
             }
         )
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Notes how long the body took, unless it fails."""
+        start = time.perf_counter()
+        yield
+        self.timing(name, time.perf_counter() - start)
 
     def finish(
         self, counts: dict[str, Any], content_digest: str, extra: dict[str, Any] | None = None

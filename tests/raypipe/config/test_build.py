@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 import raypipe.config
-from raypipe.config import Build, load, parse
+from raypipe.config import load, parse
 from raypipe.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
