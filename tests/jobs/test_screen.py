@@ -178,7 +178,7 @@ def test_same_bytes_with_other_pools_and_after_a_run_that_was_cut_off(
 def test_an_unfinished_set_and_too_small_a_gallery_are_one_clear_error(
     tmp_path: Path, screened: tuple[Path, Manifest]
 ) -> None:
-    with pytest.raises(UserError, match="clean is not a finished face set; run the job clean"):
+    with pytest.raises(UserError, match="clean is not a finished face set; run the job before it"):
         run(build(tmp_path))
     folder, _ = screened
     shutil.copytree(folder / "work/clean", tmp_path / "work/clean")
