@@ -93,7 +93,7 @@ def kill(process: subprocess.Popen, kind: str, rng: random.Random) -> str:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.NoSuchProcess:
         return ""
 
