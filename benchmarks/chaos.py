@@ -157,7 +157,7 @@ def main(kills: int) -> int:
             wrong |= differ
             compared += len(expected)
             print(
-                f"build {builds}, killed {killed - before} times: {len(expected)} digests compared, "
+                f"build {builds}, killed {killed - before} times: {len(expected)} digests, "
                 f"{len(differ)} differ {sorted(differ)}",
                 flush=True,
             )
