@@ -136,7 +136,7 @@ _CLEAN = pa.struct(
         ("duplicate_threshold", pa.float64()),
     ]
 )
-_SCREEN = pa.struct(
+SCREEN = pa.struct(
     [
         ("gallery", pa.string()),
         ("gallery_identity", pa.string()),
@@ -156,7 +156,7 @@ SCHEMA = pa.schema(
         ("images", pa.list_(_IMAGE)),
         ("rejected", pa.string()),
         ("clean", _CLEAN),
-        ("screen", _SCREEN),
+        ("screen", SCREEN),
         ("digest", pa.binary(32)),
     ]
 )

@@ -19,22 +19,12 @@ import pyarrow as pa
 from raypipe.errors import UserError
 from raypipe.images import encode_jpeg, encode_png
 from raypipe.seeding import generator
+from raypipe.verification import SCHEMA
 from raypipe.world import Leak
 
 GALLERY = "orl"
 FOLDS = 10
 IN_GALLERY = 3  # photographs of a leaked person that the gallery holds; the leak has the others
-
-PAIRS = pa.schema(
-    [
-        ("first", pa.binary()),
-        ("second", pa.binary()),
-        ("same", pa.bool_()),
-        ("first_id", pa.string()),
-        ("second_id", pa.string()),
-        ("fold", pa.int32()),
-    ]
-)
 
 # person → number of the photograph → aligned face, uint8 (112, 112, 3) RGB
 Faces = Mapping[str, Mapping[int, np.ndarray]]
@@ -174,4 +164,4 @@ def make_pairs(faces: Faces, leaked: list[str], seed: int) -> pa.Table:
         for kind, same in zip(kinds, (True, False), strict=True)
         for i in sorted(rng.choice(len(kind), size, replace=False))
     ]
-    return pa.Table.from_pylist(rows, schema=PAIRS)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.faceset import Embedded, Identity, ScreenEvidence
+from raypipe.faceset import SCREEN, Embedded, Identity, ScreenEvidence
 from raypipe.impostors import Calibration, Histogram, calibrate_set
 from raypipe.search import nearest, pairs_above
 from raypipe.templates import Gallery, halves, template
@@ -33,20 +33,7 @@ SEARCHED = pa.schema(
         ("similarities", pa.list_(pa.float32())),
     ]
 )
-VERDICTS = pa.schema(
-    [
-        ("identity_id", pa.string()),
-        ("rejected", pa.string()),
-        ("gallery", pa.string()),
-        ("gallery_identity", pa.string()),
-        ("gallery_image", pa.string()),
-        ("gallery_similarity", pa.float64()),
-        ("gallery_threshold", pa.float64()),
-        ("nearest", pa.string()),
-        ("nearest_similarity", pa.float64()),
-        ("nearest_threshold", pa.float64()),
-    ]
-)
+VERDICTS = pa.schema([("identity_id", pa.string()), ("rejected", pa.string()), *SCREEN])
 
 
 def search_galleries(identities: Iterable[Embedded], galleries: Sequence[Gallery]) -> pa.Table:

@@ -9,6 +9,7 @@ import pytest
 from raypipe import orl
 from raypipe.errors import UserError
 from raypipe.images import decode
+from raypipe.verification import SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_pairs_are_balanced_disjoint_and_true(faces) -> None:
     leaked = ["s03", "s11"]
     table = orl.make_pairs(faces, leaked, seed=5)
     rows = table.to_pylist()
-    assert table.schema == orl.PAIRS
+    assert table.schema == SCHEMA
     folds = [row["fold"] for row in rows]
     assert folds == sorted(folds)
     people: dict[int, set[str]] = {}
