@@ -1,0 +1,142 @@
+"""Which format a path holds, told by its content; and the classes that read and write each."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from raypipe import storage
+from raypipe.errors import UserError
+from raypipe.formats import Reader, Writer
+from raypipe.formats.staging import staged
+
+# Kind → module and class, imported when it is used. A reader is made from (path, source=,
+# max_bytes=), that of an LMDB also from mask=.
+READERS = {
+    "lmdb": ("hsface_lmdb", "LmdbReader"),
+    "recordio": ("recordio", "RecordReader"),
+    "webdataset": ("webdataset", "TarReader"),
+    "parquet": ("parquet", "ParquetReader"),
+    "rows": ("face_rows", "FaceRowsReader"),
+    "list": ("path_list", "ListReader"),
+    "folder": ("image_folder", "ImageFolder"),
+}
+# Format → module and class. A writer is made from (path, images=), a local path to be made.
+WRITERS = {
+    "hsface": ("hsface_lmdb", "HsfaceWriter"),
+    "vec2face": ("hsface_lmdb", "Vec2FaceWriter"),
+    "insightface": ("recordio", "InsightfaceWriter"),
+    "im2rec": ("recordio", "Im2recWriter"),
+    "webdataset": ("webdataset", "TarSetWriter"),
+    "parquet": ("parquet", "ParquetSetWriter"),
+    "folder": ("path_list", "FolderWriter"),
+    "lists": ("path_list", "ListsWriter"),
+}
+_PAGE = 4096
+_LMDB_MAGIC = bytes.fromhex("dec0efbe")
+_RECORD_MAGIC = bytes.fromhex("0a23d7ce")
+
+
+def kind_of_file(path: str) -> str | None:
+    """What a file's first bytes say: a key of `READERS`, "pairs", or None.
+
+    "pairs" is a verification set: a pickle or what xz compressed.
+    """
+    head = storage.read_bytes(path, _PAGE)
+    if head[16:20] == _LMDB_MAGIC:
+        return "lmdb"
+    if head[:4] == _RECORD_MAGIC:
+        return "recordio"
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[257:262] == b"ustar":
+        return "webdataset"
+    if head[:6] == b"\xfd7zXZ\0" or head[:1] in (b"\x80", b"("):
+        return "pairs"
+    if head and b"\0" not in head:
+        return "list"
+    return None
+
+
+def kind_of(path: str) -> tuple[str, str]:
+    """The kind of a set (a key of `READERS`, or "pairs"), and the path its reader opens.
+
+    Raises:
+        UserError: where nothing is there, or nothing that raypipe reads.
+    """
+    if not storage.exists(path):
+        raise UserError(f"{path}: no such file or folder")
+    if not is_folder(path):
+        kind = kind_of_file(path)
+        if kind is None:
+            raise UserError(
+                f"{path}: no format that raypipe reads; expected LMDB, RecordIO, tar, Parquet, "
+                "a list of paths, a verification set, or a folder"
+            )
+        return kind, path
+    entries = storage.listdir(path)
+    names = {entry.name for entry in entries}
+    # A set that raypipe made holds its images in a folder of known name.
+    if "rows" in names and any(
+        entry.name.endswith(".parquet") for entry in storage.listdir(storage.join(path, "rows"))
+    ):
+        return "rows", path
+    for inner in ("parquet", "data"):
+        if inner in names and _sample(storage.join(path, inner)) == "parquet":
+            return "parquet", storage.join(path, inner)
+    if "data.mdb" in names:
+        return "lmdb", storage.join(path, "data.mdb")
+    if "pairs.txt" in names or "issame.txt" in names:
+        return "pairs", path
+    for entry in entries:
+        if entry.is_file and entry.name.endswith(".rec"):
+            return "recordio", entry.path
+    if any(not entry.is_file for entry in entries):
+        return "folder", path
+    return _sample(path) or "folder", path
+
+
+def _sample(path: str) -> str | None:
+    """The kind of the first file of a folder that tells one which comes in many files."""
+    for entry in storage.listdir(path):
+        if entry.is_file and not entry.name.startswith((".", "_")) and entry.size:
+            kind = kind_of_file(entry.path)
+            if kind in ("parquet", "webdataset"):
+                return kind
+    return None
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder, which on an object store is a prefix of others."""
+    where, inner = storage.filesystem(path)
+    return not where.get_file_info(inner).is_file
+
+
+def detect(path: str, *, source: str, max_bytes: int, mask: str | None) -> Reader:
+    """See `raypipe.formats.open_reader`."""
+    kind, found = kind_of(path)
+    if kind == "pairs":
+        raise UserError(
+            f"{path}: a verification set, not a training set; "
+            "raypipe.formats.verification.read_pairs reads it"
+        )
+    if mask is not None and kind != "lmdb":
+        raise UserError(f"{path}: a mask is for an LMDB, this is {kind}")
+    more = {"mask": mask} if mask is not None else {}
+    return _load(READERS[kind])(found, source=source, max_bytes=max_bytes, **more)
+
+
+@contextmanager
+def writer(path: str, format: str, *, images: int) -> Iterator[Writer]:
+    """See `raypipe.formats.open_writer`."""
+    if format not in WRITERS:
+        raise UserError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
+    with staged(path) as local:
+        made = _load(WRITERS[format])(local, images=images)
+        yield made
+        made.finish()
+
+
+def _load(entry: tuple[str, str]) -> Callable[..., Any]:
+    module, name = entry
+    return getattr(import_module(f"raypipe.formats.{module}"), name)
