@@ -1,9 +1,12 @@
 """Which format a path holds, told by its content; and the classes that read and write each."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+
+from pyarrow import fs
 
 from raypipe import storage
 from raypipe.errors import UserError
@@ -33,6 +36,7 @@ WRITERS = {
     "lists": ("path_list", "ListsWriter"),
 }
 _PAGE = 4096
+_SAMPLED = 20  # a README or an index may lie beside the shards
 _LMDB_MAGIC = bytes.fromhex("dec0efbe")
 _RECORD_MAGIC = bytes.fromhex("0a23d7ce")
 
@@ -64,7 +68,11 @@ def kind_of(path: str) -> tuple[str, str]:
     Raises:
         UserError: where nothing is there, or nothing that raypipe reads.
     """
-    if not storage.exists(path):
+    try:
+        there = storage.exists(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error})") from error
+    if not there:
         raise UserError(f"{path}: no such file or folder")
     if not is_folder(path):
         kind = kind_of_file(path)
@@ -74,35 +82,45 @@ def kind_of(path: str) -> tuple[str, str]:
                 "a list of paths, a verification set, or a folder"
             )
         return kind, path
-    entries = storage.listdir(path)
-    names = {entry.name for entry in entries}
+    files, folders = _names(path)
     # A set that raypipe made holds its images in a folder of known name.
-    if "rows" in names and any(
-        entry.name.endswith(".parquet") for entry in storage.listdir(storage.join(path, "rows"))
-    ):
+    if "rows" in folders and _sample(storage.join(path, "rows")) == "parquet":
         return "rows", path
-    for inner in ("parquet", "data"):
-        if inner in names and _sample(storage.join(path, inner)) == "parquet":
-            return "parquet", storage.join(path, inner)
-    if "data.mdb" in names:
+    for inner, kind in (("parquet", "parquet"), ("data", "parquet"), ("webdataset", "webdataset")):
+        if inner in folders and _sample(storage.join(path, inner)) == kind:
+            return kind, storage.join(path, inner)
+    if "data.mdb" in files:
         return "lmdb", storage.join(path, "data.mdb")
-    if "pairs.txt" in names or "issame.txt" in names:
+    if "pairs.txt" in files or "issame.txt" in files:
         return "pairs", path
-    for entry in entries:
-        if entry.is_file and entry.name.endswith(".rec"):
-            return "recordio", entry.path
-    if any(not entry.is_file for entry in entries):
-        return "folder", path
-    return _sample(path) or "folder", path
+    for name in files:
+        if name.endswith(".rec"):
+            return "recordio", storage.join(path, name)
+    return ("folder" if folders else _sample(path) or "folder"), path
+
+
+def _names(path: str) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders in a folder, sorted; those in UTF-8."""
+    where, inner = storage.filesystem(path)
+    if isinstance(where, fs.LocalFileSystem):  # of which pyarrow lists no name that is not UTF-8
+        try:
+            with os.scandir(inner) as found:
+                listed = [(entry.name, entry.is_dir()) for entry in found]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be listed ({error})") from error
+    else:
+        listed = [(entry.name, not entry.is_file) for entry in storage.listdir(path)]
+    named = sorted(entry for entry in listed if entry[0].isprintable())
+    return [name for name, folder in named if not folder], [n for n, folder in named if folder]
 
 
 def _sample(path: str) -> str | None:
     """The kind of the first file of a folder that tells one which comes in many files."""
-    for entry in storage.listdir(path):
-        if entry.is_file and not entry.name.startswith((".", "_")) and entry.size:
-            kind = kind_of_file(entry.path)
-            if kind in ("parquet", "webdataset"):
-                return kind
+    shown = [name for name in _names(path)[0] if not name.startswith((".", "_"))]
+    for name in shown[:_SAMPLED]:
+        kind = kind_of_file(storage.join(path, name))
+        if kind in ("parquet", "webdataset"):
+            return kind
     return None
 
 

@@ -14,17 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
 from raypipe import images, storage
 from raypipe.errors import UserError
 from raypipe.faceset import Identity, Image
-from raypipe.formats import Listing
+from raypipe.formats import Damage, Listing, Record, Scan, Survey
+from raypipe.formats.keyed import Damages, checked
 
 STRAYS = "."
 _THREADS = 16
 _AHEAD = 256
+_HEAD = 16  # bytes that tell an image
 _REASONS = {
     "folder": "ingest:nested",
     "outside": "ingest:outside",
@@ -91,7 +94,36 @@ class ImageFolder:
         if self._local:
             self._inner = os.path.realpath(self._inner)
 
-    def identities(self) -> Iterator[Listing]:
+    def survey(self) -> Survey:
+        """See `raypipe.formats.Reader`; labels count the identities that have an image."""
+        sizes = []
+        for listing in self.identities():
+            heads = self._loaded(listing.identity.images, _HEAD)
+            sizes.append(sum(images.extension(image.data) is not None for image in heads))
+        count = sum(size > 0 for size in sizes)
+        return Survey(sum(sizes), np.arange(count, dtype=np.int64), True)
+
+    def records(self) -> Iterator[Record]:
+        """See `raypipe.formats.Reader`. What is no image is damage at byte 0."""
+        damages, label = Damages(), 0
+        for listing in self.identities():
+            identity = listing.identity
+            found = False
+            for image in self._few_at_a_time(identity.images):
+                reason = image.rejected
+                if reason is None and images.extension(image.data) is None:
+                    reason = "ingest:not_an_image"
+                if reason is None:
+                    found = True
+                    yield Record(image.data, label, identity.identity_id, image.image_id)
+                else:
+                    damages.add(Damage(f"{self.root}/{image.source}", 0, reason))
+            label += found
+        damages.tell()
+
+    records_by_label = records
+
+    def identities(self, scan: Scan = map) -> Iterator[Listing]:
         """Every identity folder in natural order; `index` is its place there.
 
         Raises:
@@ -129,15 +161,25 @@ class ImageFolder:
         Raises:
             UserError: where the filesystem fails, which is not the fault of one image.
         """
-        if self._local:
-            found = [self._read(image) for image in identity.images]
-        else:
-            with ThreadPoolExecutor(_THREADS) as threads:
-                found = list(threads.map(self._read, identity.images))
+        found = [
+            image if image.rejected else checked(image, image.data, self.max_bytes)
+            for image in self._loaded(identity.images, self.max_bytes + 1)
+        ]
         rejected = identity.rejected
         if rejected is None and all(image.rejected for image in found):
             rejected = "ingest:empty"
         return replace(identity, images=found, rejected=rejected)
+
+    def _few_at_a_time(self, listed: list[Image]) -> Iterator[Image]:
+        for start in range(0, len(listed), _AHEAD):
+            yield from self._loaded(listed[start : start + _AHEAD], self.max_bytes + 1)
+
+    def _loaded(self, listed: list[Image], most: int) -> list[Image]:
+        """Listed images, each with at most so many of its bytes."""
+        if self._local:
+            return [self._load(image, most) for image in listed]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            return list(threads.map(lambda image: self._load(image, most), listed))
 
     def _list(self, folder: _Entry, identity_id: str, index: int) -> Listing:
         if folder.kind == "outside":
@@ -224,7 +266,7 @@ class ImageFolder:
     def _inside(self, path: str) -> bool:
         return os.path.realpath(path).startswith(self._inner.rstrip("/") + "/")
 
-    def _read(self, image: Image) -> Image:
+    def _load(self, image: Image, most: int) -> Image:
         if image.rejected is not None:
             return image
         path = f"{self._inner}/{image.source}"
@@ -234,18 +276,11 @@ class ImageFolder:
         try:
             # compression=None: by default a name that ends in .gz is unpacked, without a limit
             with self._files.open_input_stream(path, compression=None) as stream:
-                data = stream.read(self.max_bytes + 1)
+                return replace(image, data=stream.read(most))
         except (FileNotFoundError, PermissionError):
             return replace(image, rejected="ingest:unreadable")
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{self.root}/{image.source}: cannot be read ({error})") from error
-        if len(data) > self.max_bytes:
-            return replace(image, rejected="ingest:file_too_large")
-        try:
-            images.decode(data, source=image.source)
-        except images.ImageError as error:
-            return replace(image, data=data, rejected=f"ingest:{error.reason}")
-        return replace(image, data=data)
 
 
 def _remote_entry(info: fs.FileInfo, folder: str) -> _Entry:

@@ -30,7 +30,7 @@ ENTRIES = pa.schema(
     ]
 )
 UNKNOWN = "."  # identity of damaged records that do not say whose they are
-_DAMAGES_KEPT = 100
+_KEPT = 100
 _FETCHED = 1000
 
 
@@ -97,7 +97,7 @@ class KeyedReader(ABC):
 
     def records(self) -> Iterator[Record]:
         """See `raypipe.formats.Reader`."""
-        damages = _Damages()
+        damages = Damages()
         for part in self.parts():
             for found in self.part_records(part):
                 if isinstance(found, Damage):
@@ -108,7 +108,7 @@ class KeyedReader(ABC):
 
     def records_by_label(self) -> Iterator[Record]:
         """See `raypipe.formats.Reader`. An entry of each image is held in memory."""
-        damages = _Damages()
+        damages = Damages()
         table = pa.concat_tables([self.entries(part) for part in self.parts()])
         bad = table["rejected"].is_valid()
         for source, reason in _rows(table.filter(bad), "source", "rejected"):
@@ -175,7 +175,7 @@ class KeyedReader(ABC):
         return replace(identity, images=found, rejected=rejected)
 
 
-class _Damages:
+class Damages:
     """Damages met while reading: the first hundred, and how many."""
 
     def __init__(self) -> None:
@@ -183,11 +183,13 @@ class _Damages:
         self.count = 0
 
     def add(self, damage: Damage) -> None:
+        """Notes one."""
         self.count += 1
-        if len(self.first) < _DAMAGES_KEPT:
+        if len(self.first) < _KEPT:
             self.first.append(damage)
 
     def tell(self) -> None:
+        """Raises DamagedError where there was one."""
         if self.count:
             raise DamagedError(self.first, self.count)
 
@@ -195,7 +197,7 @@ class _Damages:
 def checked(image: Image, data: bytes, max_bytes: int) -> Image:
     """An image with its bytes, rejected where they are too many or cannot be decoded."""
     if len(data) > max_bytes:
-        return replace(image, rejected="ingest:file_too_large")
+        return replace(image, data=b"", rejected="ingest:file_too_large")
     try:
         images.decode(data, source=image.source)
     except images.ImageError as error:

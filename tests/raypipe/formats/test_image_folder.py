@@ -153,8 +153,8 @@ def test_files_beside_the_identities_are_one_rejected_identity(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, "no such folder"),
-        (lambda root: root.write_bytes(jpeg()), "a file; expected a folder"),
+        (lambda root: None, "no such file or folder"),
+        (lambda root: root.write_bytes(jpeg()), "no format that raypipe reads"),
         (lambda root: root.mkdir(), "no identity in it, only nothing"),
         (lambda root: put(root / "0.jpg", jpeg()), "no identity in it, only 1 loose files"),
     ],
