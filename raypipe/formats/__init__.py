@@ -82,11 +82,13 @@ class Survey(NamedTuple):
     Attributes:
         images: how many records it gives.
         labels: int64, the labels that occur, rising.
+        counts: int64, the records of each of them.
         in_order: whether the labels never fall from one record to the next.
     """
 
     images: int
     labels: np.ndarray
+    counts: np.ndarray
     in_order: bool
 
 
@@ -105,12 +107,8 @@ class Reader(Protocol):
         """
         ...
 
-    def records_by_label(self) -> Iterator[Record]:
-        """Every record, labels rising, and in the order of the source within a label.
-
-        Raises:
-            DamagedError: as `records`.
-        """
+    def stamp(self) -> str | None:
+        """Changes when the files of the set do; None where only a listing would tell."""
         ...
 
     def identities(self, scan: Scan = map) -> Iterator[Listing]:

@@ -100,8 +100,8 @@ class ImageFolder:
         for listing in self.identities():
             heads = self._loaded(listing.identity.images, _HEAD)
             sizes.append(sum(images.extension(image.data) is not None for image in heads))
-        count = sum(size > 0 for size in sizes)
-        return Survey(sum(sizes), np.arange(count, dtype=np.int64), True)
+        counts = np.array([size for size in sizes if size], np.int64)
+        return Survey(sum(sizes), np.arange(len(counts), dtype=np.int64), counts, True)
 
     def records(self) -> Iterator[Record]:
         """See `raypipe.formats.Reader`. What is no image is damage at byte 0."""
@@ -121,7 +121,8 @@ class ImageFolder:
             label += found
         damages.tell()
 
-    records_by_label = records
+    def stamp(self) -> None:
+        """See `raypipe.formats.Reader`: only a listing tells."""
 
     def identities(self, scan: Scan = map) -> Iterator[Listing]:
         """Every identity folder in natural order; `index` is its place there.

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe import images
 from raypipe.faceset import Identity, Image
@@ -31,7 +30,6 @@ ENTRIES = pa.schema(
 )
 UNKNOWN = "."  # identity of damaged records that do not say whose they are
 _KEPT = 100
-_FETCHED = 1000
 
 
 class Part(NamedTuple):
@@ -82,18 +80,19 @@ class KeyedReader(ABC):
 
     def survey(self) -> Survey:
         """See `raypipe.formats.Reader`."""
-        count, last, in_order = 0, -1, True
-        seen = np.zeros(0, np.int64)
+        last, in_order = -1, True
+        seen, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for part in self.parts():
             table = self.entries(part)
             labels = table.filter(table["rejected"].is_null())["label"].to_numpy()
             if not len(labels):
                 continue
-            count += len(labels)
             in_order &= bool(labels[0] >= last and np.all(np.diff(labels) >= 0))
             last = labels[-1]
-            seen = np.union1d(seen, labels)
-        return Survey(count, seen, in_order)
+            new, more = np.unique(labels, return_counts=True)
+            seen, place = np.unique(np.concatenate([seen, new]), return_inverse=True)
+            counts = np.bincount(place, np.concatenate([counts, more])).astype(np.int64)
+        return Survey(int(counts.sum()), seen, counts, in_order)
 
     def records(self) -> Iterator[Record]:
         """See `raypipe.formats.Reader`."""
@@ -104,26 +103,6 @@ class KeyedReader(ABC):
                     damages.add(found)
                 else:
                     yield found
-        damages.tell()
-
-    def records_by_label(self) -> Iterator[Record]:
-        """See `raypipe.formats.Reader`. An entry of each image is held in memory."""
-        damages = Damages()
-        table = pa.concat_tables([self.entries(part) for part in self.parts()])
-        bad = table["rejected"].is_valid()
-        for source, reason in _rows(table.filter(bad), "source", "rejected"):
-            damages.add(Damage(self.path, _offset(source), reason))
-        table = table.filter(pc.invert(bad))
-        table = table.take(pa.array(np.argsort(table["label"].to_numpy(), kind="stable")))
-        for start in range(0, len(table), _FETCHED):
-            some = table.slice(start, _FETCHED)
-            data = self.fetch(some["source"].to_pylist())
-            rows = _rows(some, "label", "identity", "image_id")
-            for image, (label, identity, image_id) in zip(data, rows, strict=True):
-                if isinstance(image, Damage):
-                    damages.add(image)
-                else:
-                    yield Record(image, label, identity, image_id)
         damages.tell()
 
     def identities(self, scan: Scan[Part, pa.Table] = map) -> Iterator[Listing]:
@@ -213,8 +192,3 @@ def _checked(image: Image, data: bytes | Damage, max_bytes: int) -> Image:
 
 def _rows(table: pa.Table, *names: str) -> Iterator[tuple]:
     return zip(*(table[name].to_pylist() for name in names), strict=True)
-
-
-def _offset(source: str) -> int:
-    """The byte offset that ends the source of a damaged entry: "train.rec@86016"."""
-    return int(source.rpartition("@")[2])
