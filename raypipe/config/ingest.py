@@ -13,7 +13,13 @@ class SourceConfig(Settings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
         description="what rows carry as their source, and the first part of their identity_id",
     )
-    path: str = Field(description="a folder or URI with one folder of images a person")
+    path: str = Field(
+        description="file, folder or URI in any format that raypipe reads: one folder of images a "
+        "person, HSFace LMDB, RecordIO, WebDataset, Parquet, a list of paths, a face set"
+    )
+    mask: str | None = Field(
+        None, description=".npy file with the indices of the records to take; for an LMDB"
+    )
 
 
 class IngestConfig(Settings):

@@ -4,15 +4,12 @@ from pydantic import Field, model_validator
 
 from raypipe.config.align import AlignerConfig
 from raypipe.config.base import Pool, Settings
+from raypipe.config.ingest import SourceConfig
 
 
-class GalleryConfig(Settings):
-    """Photographs of real people that no identity of the set may be."""
+class GalleryConfig(SourceConfig):
+    """Photographs of real people that no identity of the set may be; its name is also a folder's."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="short name, also its folder's name"
-    )
-    path: str = Field(description="a folder or URI with one folder of images a person")
     aligner: AlignerConfig | None = Field(
         None, description="aligns faces to 112×112 pixels; none: the images are aligned already"
     )
