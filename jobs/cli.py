@@ -11,6 +11,7 @@ import raypipe
 from jobs.progress import console
 from raypipe.config import Build, load
 from raypipe.errors import UserError
+from raypipe.formats.detect import FORMATS
 
 app = typer.Typer(
     name="raypipe",
@@ -28,7 +29,7 @@ app = typer.Typer(
 
 JOBS = {
     "sample": "Make a world with known truth: a base set with planted faults, a gallery, pairs.",
-    "ingest": "Read a folder of people into a face set; what cannot be read is kept and counted.",
+    "ingest": "Read a set of any format into a face set; what cannot be read is kept and counted.",
     "embed": "Turn every image into a vector.",
     "clean": "Find images that show somebody else, and people who stand in the set twice.",
     "screen": "Refuse identities that are in a public gallery, or too much like each other.",
@@ -96,6 +97,29 @@ def _print_counts(name: str, manifest: Any) -> None:
 
 for _name, _help in JOBS.items():
     app.command(_name, help=_help)(_command(_name))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="training set or verification set, of any format")],
+    target: Annotated[str, typer.Argument(help="file, folder or URI that is not there yet")],
+    format: Annotated[str, typer.Option("--format", help=f"one of {', '.join(FORMATS)}")],
+    mask: Annotated[
+        str | None, typer.Option(help=".npy file with the indices of the records to take (LMDB)")
+    ] = None,
+) -> None:
+    """Turn a set of one format into another; every image stays the bytes it was.
+
+    What the source is, its content tells. Where part of it is damaged the rest is converted, the
+    damage is named with its byte offset, and the exit status is 1.
+    """
+    from jobs.convert import convert as run_convert
+
+    result = guarded(lambda: run_convert(source, target, format, mask))
+    console.print(result.text, soft_wrap=True)
+    if result.damage:
+        console.print(f"[bold red]damaged[/] {escape(str(result.damage))}", soft_wrap=True)
+        raise SystemExit(1)
 
 
 @app.command()

@@ -1,26 +1,32 @@
 """Reads the base set into a face set: a row an identity, with the bytes of its images.
 
 The source is listed first, into a face set of rows without bytes; the stage then maps those rows,
-so that it resumes like any other. Every run lists anew, which is how a changed source is noticed.
+so that it resumes like any other. What lies in files of many images is listed in parts, by the
+workers. A source whose files changed is listed anew, and noticed.
 """
 
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
+
+import ray
 
 from actors.align import AlignActor
 from actors.read import ReadActor
+from jobs.cluster import connect
 from jobs.progress import console
-from jobs.stage import Step, run_stage, totals
+from jobs.stage import Step, explain, run_stage, totals
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.align import AlignerConfig
-from raypipe.faceset import ROWS, write_rows
-from raypipe.formats import Listing, open_reader
-from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
+from raypipe.config.ingest import SourceConfig
+from raypipe.faceset import ROWS, Identity, write_rows
+from raypipe.formats import Reader, open_reader
+from raypipe.manifest import Manifest, Origin, digest_of, read_manifest, summarise, write_manifest
 
 LISTING = "listing"
 _ROWS_PER_FILE = 1024
@@ -28,37 +34,37 @@ _SLOW_SECONDS = 5
 
 
 def run(config: Build) -> Manifest:
-    """Ingests the configured base set into `{workspace}/ingest`."""
+    """Ingests the configured sources into `{workspace}/ingest`."""
     return ingest_sources(
-        config,
-        job="ingest",
-        paths={source.name: source.path for source in config.ingest.sources},
-        aligner=config.ingest.aligner,
+        config, job="ingest", sources=config.ingest.sources, aligner=config.ingest.aligner
     )
 
 
 def ingest_sources(
-    config: Build, *, job: str, paths: dict[str, str], aligner: AlignerConfig | None = None
+    config: Build,
+    *,
+    job: str,
+    sources: Sequence[SourceConfig],
+    aligner: AlignerConfig | None = None,
 ) -> Manifest:
-    """Ingests what lies at some paths into `{workspace}/{job}`, with `config.ingest`'s limits.
+    """Ingests sources into `{workspace}/{job}`, with `config.ingest`'s limits.
 
     Args:
         job: output folder, such as "ingest" or "screen/galleries/orl/ingest".
-        paths: source, which the identities carry and their ids begin with → local path or URI of a
-            set in a format that `raypipe.formats` reads.
+        sources: the identities of each carry its name as their source, and their ids begin with it.
         aligner: aligns every image; none where they are aligned.
 
     Raises:
-        UserError: where the path is missing or no set, or it changed since the job was begun.
+        UserError: where a path is missing or no set, or it changed since the job was begun.
     """
     limit = config.ingest.max_bytes
     listing = storage.join(config.workspace, job, LISTING)
-    fingerprint = write_listing(listing, paths, job=job, max_bytes=limit)
+    fingerprint = write_listing(config, listing, sources, job=job)
     steps = [
         Step(
             name="read",
             actor=ReadActor,
-            arguments={"paths": paths, "max_bytes": limit},
+            arguments={"paths": {item.name: item.path for item in sources}, "max_bytes": limit},
             pool=config.ingest.pool,
         )
     ]
@@ -78,7 +84,7 @@ def ingest_sources(
         steps=steps,
         settings={
             "max_bytes": limit,
-            "sources": list(paths),
+            "sources": [item.name for item in sources],
             "aligner": aligner.model_dump(exclude={"weights"}) if aligner else None,
         },
         inputs={"files": fingerprint},
@@ -86,25 +92,96 @@ def ingest_sources(
     )
 
 
-def write_listing(root: str, paths: dict[str, str], *, job: str, max_bytes: int) -> str:
+def write_listing(config: Build, root: str, sources: Sequence[SourceConfig], *, job: str) -> str:
     """Lists sources one after the other into the face set `root`, unless it says so already.
 
     Returns:
-        Hex SHA-256 over the paths, sizes and times of the files listed.
+        Hex SHA-256 over the names, sizes and times of the files that were listed, and the masks.
     """
-    listings = _listings(paths, max_bytes)
-    digest, count, start = hashlib.sha256(), 0, time.monotonic()
+    readers = {
+        item.name: open_reader(
+            item.path, source=item.name, max_bytes=config.ingest.max_bytes, mask=item.mask
+        )
+        for item in sources
+    }
+    masks = {item.name: storage.sha256_file(item.mask) for item in sources if item.mask}
+    scan = _on_workers(config, job)
+    earlier = read_manifest(root)
+    if earlier and earlier.origin == _origin(job, _fingerprints(readers, scan, masks)):
+        return digest_of(earlier.origin.inputs)
+    count, start, found = 0, time.monotonic(), dict(masks)
     with tempfile.TemporaryDirectory() as made, console.status(f"{job}: listing") as status:
-        while part := list(islice(listings, _ROWS_PER_FILE)):
-            write_rows(made, f"{count:09d}.parquet", [listing.identity for listing in part])
-            for listing in part:
-                digest.update(f"{listing.identity.identity_id}\0{listing.fingerprint}\0".encode())
-            count += len(part)
-            status.update(f"{job}: listing: {count:,} identities")
-        _publish(made, root, job, digest.hexdigest())
+        for name, reader in readers.items():
+            for part in _listed(reader, scan, found, name):
+                rows = [
+                    replace(item, identity_id=f"{name}/{item.identity_id}", index=count + place)
+                    for place, item in enumerate(part)
+                ]
+                write_rows(made, f"{count:09d}.parquet", rows)
+                count += len(rows)
+                status.update(f"{job}: listing: {count:,} identities")
+        _publish(made, root, job, found)
     if time.monotonic() - start > _SLOW_SECONDS:
         console.print(f"{job}: listed {count:,} identities")
-    return digest.hexdigest()
+    return digest_of(found)
+
+
+def _listed(
+    reader: Reader, scan: Callable, found: dict[str, str], name: str
+) -> Iterator[list[Identity]]:
+    """Some identities of a source at a time; at the end `found` holds its fingerprint."""
+    stamp, digest = reader.stamp(), hashlib.sha256()
+    listings = iter(reader.identities(scan))
+    while part := list(islice(listings, _ROWS_PER_FILE)):
+        for listing in part:
+            digest.update(f"{listing.identity.identity_id}\0{listing.fingerprint}\0".encode())
+        yield [listing.identity for listing in part]
+    found[f"files of {name}"] = stamp or digest.hexdigest()
+
+
+def _fingerprints(
+    readers: dict[str, Reader], scan: Callable, masks: dict[str, str]
+) -> dict[str, str]:
+    """What `write_listing` would find of sources now."""
+    found = dict(masks)
+    for name, reader in readers.items():
+        stamp = reader.stamp()
+        if stamp is None:
+            for _ in _listed(reader, scan, found, name):
+                pass
+        else:
+            found[f"files of {name}"] = stamp
+    return found
+
+
+def _on_workers(config: Build, job: str) -> Callable[[Callable, Iterable], Iterator]:
+    """`map` over the workers of the cluster; what is one piece is not worth the way there."""
+
+    def scan(function: Callable, parts: Iterable) -> Iterator:
+        parts = list(parts)
+        if len(parts) < 2:
+            yield from map(function, parts)
+            return
+        connect(config)
+        remote, shared = ray.remote(_apply), ray.put(function)
+        most = 2 * int(ray.cluster_resources()["CPU"])
+        running = [remote.remote(shared, part) for part in parts[:most]]
+        try:
+            for number in range(len(parts)):
+                yield ray.get(running[number])
+                running[number] = None  # its table may leave the object store
+                if number + most < len(parts):
+                    running.append(remote.remote(shared, parts[number + most]))
+        except ray.exceptions.RayError as error:
+            if mistake := explain(job, error):
+                raise mistake from None
+            raise
+
+    return scan
+
+
+def _apply(function: Callable, part: Any) -> Any:
+    return function(part)
 
 
 def _networks(aligner: AlignerConfig | None) -> list[str]:
@@ -116,31 +193,23 @@ def _networks(aligner: AlignerConfig | None) -> list[str]:
     return [e.path for e in storage.listdir(aligner.weights) if e.name.endswith(".onnx")]
 
 
-def _listings(paths: dict[str, str], max_bytes: int) -> Iterator[Listing]:
-    """What every source lists, the places numbered through and the ids told apart."""
-    index = 0
-    for source, path in paths.items():
-        reader = open_reader(path, source=source, max_bytes=max_bytes)
-        for listing in reader.identities():
-            identity = listing.identity
-            name = f"{source}/{identity.identity_id}"
-            yield listing._replace(identity=replace(identity, identity_id=name, index=index))
-            index += 1
+def _origin(job: str, inputs: dict[str, str]) -> Origin:
+    return Origin(job=f"{job}/{LISTING}", settings={}, inputs=inputs, models={})
 
 
-def _publish(made: str, root: str, job: str, fingerprint: str) -> None:
-    """Puts a listing in its place, unless it is there already."""
-    origin = Origin(job=f"{job}/{LISTING}", settings={}, inputs={"files": fingerprint}, models={})
-    earlier = read_manifest(root)
-    if earlier is not None and earlier.origin == origin:
-        return
+def _publish(made: str, root: str, job: str, inputs: dict[str, str]) -> None:
+    """Puts a listing in its place."""
     storage.delete(root)
     for entry in storage.listdir(storage.join(made, ROWS)):
         storage.write_bytes(storage.join(root, ROWS, entry.name), storage.read_bytes(entry.path))
     counts, content = summarise(root)
     write_manifest(
         root,
-        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=content),
+        Manifest(
+            origin=_origin(job, inputs),
+            counts=totals(counts, images_made=0),
+            content_digest=content,
+        ),
     )
 
 

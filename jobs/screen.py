@@ -86,7 +86,7 @@ def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:
     ingest_sources(
         config,
         job=f"{job}/ingest",
-        paths={gallery.name: gallery.path},
+        sources=[gallery],
         aligner=gallery.aligner,
     )
     manifest = embed_set(

@@ -35,6 +35,9 @@ WRITERS = {
     "folder": ("path_list", "FolderWriter"),
     "lists": ("path_list", "ListsWriter"),
 }
+# Formats of verification sets, which `raypipe.formats.verification` reads and writes.
+PAIR_FORMATS = ("bin", "xz", "pairs", "parquet")
+FORMATS = (*WRITERS, *PAIR_FORMATS[:-1])
 _PAGE = 4096
 _SAMPLED = 20  # a README or an index may lie beside the shards
 _LMDB_MAGIC = bytes.fromhex("dec0efbe")

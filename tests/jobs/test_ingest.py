@@ -42,9 +42,9 @@ def test_a_listing_is_written_once_and_again_when_the_source_changes(tmp_path: P
     source = make_set(tmp_path / "set", people=3)
 
     def listed() -> tuple[str, int]:
-        digest = write_listing(
-            str(tmp_path / "listing"), {"base": str(source)}, job="ingest", max_bytes=9999
-        )
+        config = build(tmp_path, "ingest.max_bytes=9999")
+        root = str(tmp_path / "listing")
+        digest = write_listing(config, root, config.ingest.sources, job="ingest")
         return digest, (tmp_path / "listing" / "manifest.json").stat().st_mtime_ns
 
     first = listed()
@@ -119,8 +119,8 @@ def test_every_file_is_kept_or_counted(messy: Path) -> None:
 def test_another_place_and_other_pools_give_the_same_content(messy: Path) -> None:
     pool = "ingest.pool={min: 2, max: 2, batch_size: 1}"
     config = build(messy, "ingest.max_bytes=100000", pool, f"workspace={messy / 'elsewhere'}")
-    path = str(messy / "set")
-    manifest = ingest_sources(config, job="screen/galleries/g/ingest", paths={"base": path})
+    job = "screen/galleries/g/ingest"
+    manifest = ingest_sources(config, job=job, sources=config.ingest.sources)
     assert manifest == read_manifest(str(messy / "elsewhere" / "screen/galleries/g/ingest"))
     first = read_manifest(str(messy / "work" / "ingest"))
     assert manifest.content_digest == first.content_digest
