@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from raypipe import storage
 from raypipe.faceset import Identity
+from raypipe.formats.tar import Shard
 from raypipe.images import extension
 
 PARQUET, WEBDATASET = "parquet", "webdataset"
@@ -146,21 +147,12 @@ def _keys_and_data(rows: pa.Table) -> tuple[list[str], list[bytes]]:
 
 def to_tar(rows: pa.Table) -> bytes:
     """One WebDataset shard: KEY.cls (the label in digits), KEY.jpg (or .png, ...), KEY.json."""
-    from webdataset import TarWriter
-
     about = rows.select([name for name, _ in _ABOUT]).to_pylist()
     buffer = io.BytesIO()
-    # Fixed mode, names and time; the members of a sample are written in the order of their names.
-    with TarWriter(buffer, encoder=False, mtime=0) as tar:
-        for key, data, more in zip(*_keys_and_data(rows), about, strict=True):
-            tar.write(
-                {
-                    "__key__": key,
-                    str(extension(data)): data,
-                    "cls": str(more["label"]).encode(),
-                    "json": json.dumps(more, sort_keys=True, ensure_ascii=False).encode(),
-                }
-            )
+    shard = Shard(buffer)
+    for key, data, more in zip(*_keys_and_data(rows), about, strict=True):
+        shard.write(key, data, more["label"], more)
+    shard.close()
     return buffer.getvalue()
 
 
@@ -197,13 +189,18 @@ def remove_unfinished(root: str) -> None:
 
 
 def write_index(root: str, images: Sequence[int]) -> None:
-    """Writes the index of the tars (`wids` format), given the images in each."""
+    """Writes the index of the tars of a set, given the images in each."""
+    write_tar_index(storage.join(root, WEBDATASET), images)
+
+
+def write_tar_index(folder: str, images: Sequence[int]) -> None:
+    """Writes the index of the tars in a folder (`wids` format), given the images in each."""
     shards = [
         {"url": f"{shard_name(number)}.tar", "nsamples": count}
         for number, count in enumerate(images)
     ]
     index = {"wids_version": 1, "shardlist": shards}
-    storage.write_json(storage.join(root, WEBDATASET, "index.json"), index)
+    storage.write_json(storage.join(folder, "index.json"), index)
 
 
 def content_digest(digests: Iterable[str]) -> str:

@@ -33,11 +33,12 @@ WRITERS = {
     "webdataset": ("webdataset", "TarSetWriter"),
     "parquet": ("parquet", "ParquetSetWriter"),
     "folder": ("path_list", "FolderWriter"),
-    "lists": ("path_list", "ListsWriter"),
+    "lists": ("training_lists", "ListsWriter"),
 }
 # Formats of verification sets, which `raypipe.formats.verification` reads and writes.
 PAIR_FORMATS = ("bin", "xz", "pairs", "parquet")
 FORMATS = (*WRITERS, *PAIR_FORMATS[:-1])
+GZIP = b"\x1f\x8b"
 _PAGE = 4096
 _SAMPLED = 20  # a README or an index may lie beside the shards
 _LMDB_MAGIC = bytes.fromhex("dec0efbe")
@@ -45,7 +46,7 @@ _RECORD_MAGIC = bytes.fromhex("0a23d7ce")
 
 
 def kind_of_file(path: str) -> str | None:
-    """What a file's first bytes say: a key of `READERS`, "pairs", or None.
+    """What a file's first bytes say: a key of `READERS`, "pairs", "gzip", or None.
 
     "pairs" is a verification set: a pickle or what xz compressed.
     """
@@ -56,8 +57,11 @@ def kind_of_file(path: str) -> str | None:
         return "recordio"
     if head[:4] == b"PAR1":
         return "parquet"
-    if head[257:262] == b"ustar":
+    # Of a tar the first headers may be damaged.
+    if any(head[at : at + 5] == b"ustar" for at in range(257, len(head), 512)):
         return "webdataset"
+    if head[:2] == GZIP:
+        return "gzip"
     if head[:6] == b"\xfd7zXZ\0" or head[:1] in (b"\x80", b"("):
         return "pairs"
     if head and b"\0" not in head:
@@ -79,6 +83,8 @@ def kind_of(path: str) -> tuple[str, str]:
         raise UserError(f"{path}: no such file or folder")
     if not is_folder(path):
         kind = kind_of_file(path)
+        if kind == "gzip":
+            raise UserError(f"{path}: compressed with gzip; unpack it (gunzip) and give the result")
         if kind is None:
             raise UserError(
                 f"{path}: no format that raypipe reads; expected LMDB, RecordIO, tar, Parquet, "
@@ -99,7 +105,10 @@ def kind_of(path: str) -> tuple[str, str]:
     for name in files:
         if name.endswith(".rec"):
             return "recordio", storage.join(path, name)
-    return ("folder" if folders else _sample(path) or "folder"), path
+    sample = None if folders else _sample(path)
+    if sample == "gzip":
+        raise UserError(f"{path}: its files are compressed with gzip; unpack them (gunzip)")
+    return sample or "folder", path
 
 
 def _names(path: str) -> tuple[list[str], list[str]]:
@@ -120,11 +129,14 @@ def _names(path: str) -> tuple[list[str], list[str]]:
 def _sample(path: str) -> str | None:
     """The kind of the first file of a folder that tells one which comes in many files."""
     shown = [name for name in _names(path)[0] if not name.startswith((".", "_"))]
+    packed = None
     for name in shown[:_SAMPLED]:
         kind = kind_of_file(storage.join(path, name))
         if kind in ("parquet", "webdataset"):
             return kind
-    return None
+        if kind == "gzip" and name.endswith((".tar.gz", ".tgz")):
+            packed = kind
+    return packed
 
 
 def is_folder(path: str) -> bool:
@@ -152,8 +164,10 @@ def writer(path: str, format: str, *, images: int) -> Iterator[Writer]:
     """See `raypipe.formats.open_writer`."""
     if format not in WRITERS:
         raise UserError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
+    # The lists name the images by their absolute paths, which are not where they are staged.
+    more = {"place": path} if format == "lists" else {}
     with staged(path) as local:
-        made = _load(WRITERS[format])(local, images=images)
+        made = _load(WRITERS[format])(local, images=images, **more)
         yield made
         made.finish()
 
