@@ -7,7 +7,6 @@ give the same files, byte for byte.
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -16,12 +15,10 @@ import pyarrow.parquet as pq
 
 from raypipe import storage
 from raypipe.faceset import Identity
+from raypipe.formats import hugging_face
 from raypipe.formats.tar import Shard
-from raypipe.images import extension
 
 PARQUET, WEBDATASET = "parquet", "webdataset"
-# Rows read at once by whoever wants one: 8 MB of 112×112 JPEG.
-_ROW_GROUP = 1000
 
 _ABOUT = [
     ("label", pa.int64()),  # 0..K-1
@@ -41,16 +38,7 @@ _ABOUT = [
 FLAT = pa.schema([("key", pa.string()), ("data", pa.binary()), *_ABOUT])
 
 
-def _features() -> dict[str, dict[str, str]]:
-    """Hugging Face `datasets` features: with them the viewer and the loader show images."""
-    values = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in _ABOUT}
-    return {"image": {"_type": "Image"}, **values}
-
-
-SCHEMA = pa.schema(
-    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *_ABOUT],
-    metadata={"huggingface": json.dumps({"info": {"features": _features()}})},
-)
+SCHEMA = hugging_face.schema(_ABOUT)
 
 
 def shard_name(number: int) -> str:
@@ -117,28 +105,16 @@ def to_rows(
 
 def to_parquet(rows: pa.Table) -> bytes:
     """One Parquet shard of rows (`FLAT`) in the order they have."""
-    paths = [
-        f"{key}.{extension(data[:16])}" for key, data in zip(*_keys_and_data(rows), strict=True)
-    ]
-    data = rows["data"].combine_chunks()
-    image = pa.StructArray.from_arrays([data, pa.array(paths)], names=["bytes", "path"])
+    image = hugging_face.images(rows["data"].combine_chunks(), rows["key"].to_pylist())
     columns = [image, *(rows[name] for name, _ in _ABOUT)]
     buffer = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_arrays(columns, schema=SCHEMA),
         buffer,
-        row_group_size=_ROW_GROUP,
-        # JPEG does not get smaller; a dictionary of it would hold every image once more.
-        compression={name: "none" if name == "image.bytes" else "zstd" for name in _leaves()},
-        use_dictionary=[name for name in _leaves() if name not in ("image.bytes", "image.path")],
-        write_statistics=["label", "position", "phase"],
-        store_schema=True,
+        row_group_size=hugging_face.ROW_GROUP,
+        **hugging_face.options(SCHEMA, ["label", "position", "phase"]),
     )
     return buffer.getvalue().to_pybytes()
-
-
-def _leaves() -> list[str]:
-    return ["image.bytes", "image.path", *(name for name, _ in _ABOUT)]
 
 
 def _keys_and_data(rows: pa.Table) -> tuple[list[str], list[bytes]]:
