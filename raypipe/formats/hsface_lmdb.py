@@ -1,0 +1,340 @@
+"""LMDB of faces as HSFace is published, and Vec2Face's training LMDB, which has features too.
+
+One file; keys are b"0", b"1", ... without padding, so the file's own order is 0, 1, 10, 100, ...
+Records come in the order of their numbers, which is that of the values in the file. `__len__` says
+how many there are; `__keys__`, which lists every key, is written for others and never read.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe import storage
+from raypipe.errors import UserError
+from raypipe.formats import Damage, Record, Survey
+from raypipe.formats.blob import Blob
+from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
+from raypipe.formats.lmdb_pages import FAULTS, LOST, MISSING, Pages
+from raypipe.formats.lmdb_values import HEAD, Values, integer, npy, parse
+
+_FAULTS = (
+    *FAULTS,
+    "has bytes that another record has too",
+    "is not msgpack of [image, label] or [image, feature, label]",
+    "has a feature that is not a .npy file of one float32 vector",
+)
+_SHARED, _LAYOUT, _FEATURE = range(len(FAULTS), len(FAULTS) + 3)
+_SPECIAL = (b"__keys__", b"__len__", b"__classnum__")
+_LEAST = 16  # bytes of the smallest record: a pointer, a node, a key and a value
+_PART_RECORDS, _PART_BYTES = 50_000, 256 * 2**20
+_BATCH = 8192  # records looked up at a time
+_LEAVES = 256  # pages parsed at a time
+_WINDOW = 8 * 2**20  # bytes of values read at a time
+_GAP = 64 * 1024  # a value larger than this is not read for its label
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+class _Window(NamedTuple):
+    """Some records: `at` is where each, or its fault, is in the file; a fault is -1 or in _FAULTS.
+
+    `values` has offsets in `data`.
+    """
+
+    numbers: np.ndarray
+    at: np.ndarray
+    fault: np.ndarray
+    values: Values
+    data: bytes
+
+
+class LmdbReader(KeyedReader):
+    """Reads a face LMDB, all of it or the records that a mask names."""
+
+    def __init__(self, path: str, *, source: str, max_bytes: int, mask: str | None = None) -> None:
+        """See `raypipe.formats.open_reader`."""
+        super().__init__(path, source=source, max_bytes=max_bytes)
+        self._mask = mask
+        self._name = path.rpartition("/")[2]
+        self._pages = Pages(path)
+        self._count: int | None = None
+        self._chosen: np.ndarray | None = None  # the mask
+        self._classes: np.ndarray | None = None  # labels under the mask, rising
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_chosen": None}
+
+    def stamp(self) -> str:
+        """See `KeyedReader`."""
+        where, inner = storage.filesystem(self.path)
+        info = where.get_file_info(inner)
+        return f"{self._name} {info.size} {info.mtime_ns}"
+
+    def parts(self) -> list[Part]:
+        """See `KeyedReader`: ranges of numbers, with a mask of places in it."""
+        chosen = self._indices()
+        count = self._records_in_file() if chosen is None else len(chosen)
+        each = self._pages.blob.size // max(1, self._records_in_file())
+        step = max(1, min(_PART_RECORDS, _PART_BYTES // max(1, each)))
+        starts = range(0, max(1, count), step)
+        return [Part(self.path, start, min(count, start + step)) for start in starts]
+
+    def survey(self) -> Survey:
+        """See `raypipe.formats.Reader`. Labels are those that `records` gives."""
+        found = super().survey()
+        if self._mask is None:
+            return found
+        self._classes = found.labels
+        return found._replace(labels=np.arange(len(found.labels)))
+
+    def entries(self, part: Part) -> pa.Table:
+        """See `KeyedReader`. Labels are the file's own also under a mask.
+
+        To make them dense takes a look at all of them, which each worker would take. `survey` and
+        `records` give dense ones; `identity` has the file's own in either case.
+        """
+        tables = [ENTRIES.empty_table()]
+        for window in self._windows(self._numbers(part), images=False):
+            rejected = pa.array(window.fault >= 0)
+            label, values = pa.array(window.values.label), window.values
+            number = pc.cast(pa.array(window.numbers), pa.string())
+            place = pc.if_else(rejected, pc.cast(pa.array(window.at), pa.string()), number)
+            columns = [
+                number,
+                pc.if_else(rejected, UNKNOWN, pc.cast(label, pa.string())),
+                pc.if_else(rejected, 0, label),
+                pc.binary_join_element_wise(self._name, place, "@"),
+                pc.if_else(rejected, None, pa.array(values.size)),
+                pc.if_else(rejected, "ingest:damaged", pa.scalar(None, pa.string())),
+            ]
+            tables.append(pa.Table.from_arrays(columns, schema=ENTRIES))
+        return pa.concat_tables(tables)
+
+    def part_records(self, part: Part) -> Iterator[Record | Damage]:
+        """See `KeyedReader`."""
+        if part.start == 0 and (offset := self._pages.lost_root) is not None:
+            what = "the root of the last commit is lost; what the commit before it holds is read"
+            yield Damage(self.path, offset, what)
+        for window in self._windows(self._numbers(part), images=True):
+            yield from self._records(window)
+
+    def fetch(self, sources: Sequence[str]) -> list[bytes | Damage]:
+        """See `KeyedReader`."""
+        found: dict[str, bytes | Damage] = {}
+        numbers = set()
+        for source in sources:
+            name, _, number = source.rpartition("@")
+            if name == self._name and _NUMBER.fullmatch(number):
+                numbers.add(int(number))
+            else:
+                found[source] = Damage(self.path, 0, f"{source!r} is no place in this file")
+        for window in self._windows(np.array(sorted(numbers), np.int64), images=True):
+            starts, stops = window.values.image, window.values.image + window.values.size
+            rows = zip(window.numbers, window.fault, starts.tolist(), stops.tolist(), strict=True)
+            for i, (number, fault, start, stop) in enumerate(rows):
+                image = window.data[start:stop] if fault < 0 else self._damage(window, i)
+                found[f"{self._name}@{number}"] = image
+        return [found[source] for source in sources]
+
+    def _records_in_file(self) -> int:
+        if self._count is None:
+            pages = self._pages
+            at, size = pages.lookup(b"__len__")
+            count = integer(pages.blob.read(at, size)) if 0 <= size <= HEAD else None
+            if count is None:
+                others = sum(pages.lookup(key)[1] != ~MISSING for key in _SPECIAL)
+                count = max(0, pages.entries - others)
+            if count > pages.blob.size // _LEAST:
+                raise UserError(
+                    f"{self.path}: says that it holds {count:,} records, which do not fit into its "
+                    f"{pages.blob.size:,} bytes; it is damaged or cut off"
+                )
+            if count and size == ~MISSING and pages.lookup(b"0")[1] == ~MISSING:
+                raise UserError(
+                    f"{self.path}: an LMDB file, but no face set: it has neither the key __len__ "
+                    "nor the key 0"
+                )
+            self._count = count
+        return self._count
+
+    def _indices(self) -> np.ndarray | None:
+        """What the mask names, int64."""
+        if self._mask is not None and self._chosen is None:
+            self._chosen = _read_mask(self._mask, self._records_in_file())
+        return self._chosen
+
+    def _numbers(self, part: Part) -> np.ndarray:
+        chosen = self._indices()
+        return (
+            np.arange(part.start, part.stop) if chosen is None else chosen[part.start : part.stop]
+        )
+
+    def _dense(self, labels: np.ndarray) -> np.ndarray:
+        if self._mask is None:
+            return labels
+        if self._classes is None:
+            self.survey()
+        return np.searchsorted(self._classes, labels)
+
+    def _damage(self, window: _Window, i: int) -> Damage:
+        what = f"record {window.numbers[i]} {_FAULTS[window.fault[i]]}"
+        return Damage(self.path, int(window.at[i]), what)
+
+    def _records(self, window: _Window) -> Iterator[Record | Damage]:
+        values, data = window.values, window.data
+        starts, stops = values.image.tolist(), (values.image + values.size).tolist()
+        names, numbers = map(str, values.label.tolist()), map(str, window.numbers.tolist())
+        labels = self._dense(values.label).tolist()
+        if not values.feature_size.any() and (window.fault < 0).all():
+            # No line of Python for each record: it would take as long as to read it.
+            images = map(data.__getitem__, map(slice, starts, stops))
+            rows = zip(images, labels, names, numbers, repeat(None))
+            yield from map(tuple.__new__, repeat(Record), rows)
+            return
+        features, sizes = values.feature.tolist(), values.feature_size.tolist()
+        rows = zip(starts, stops, labels, names, numbers, features, sizes, strict=True)
+        for i, (start, stop, label, name, number, at, size) in enumerate(rows):
+            feature = None
+            if window.fault[i] < 0 and size:
+                feature = _feature(data[at : at + size])
+                if feature is None:
+                    window.fault[i] = _FEATURE
+            if window.fault[i] >= 0:
+                yield self._damage(window, i)
+            else:
+                yield Record(data[start:stop], label, name, number, feature)
+
+    def _windows(self, numbers: np.ndarray, *, images: bool) -> Iterator[_Window]:
+        """The records of some numbers in their order, without `data` where no images are wanted."""
+        for begin in range(0, len(numbers), _BATCH):
+            some = numbers[begin : begin + _BATCH]
+            at, size = self._places(some)
+            ends = np.cumsum(np.maximum(size, 0))
+            first = 0
+            while first < len(some):
+                limit = _WINDOW + (ends[first - 1] if first else 0)
+                last = max(first + 1, int(np.searchsorted(ends, limit, "right")))
+                yield self._window(some[first:last], at[first:last], size[first:last], images)
+                first = last
+
+    def _window(
+        self, numbers: np.ndarray, at: np.ndarray, size: np.ndarray, images: bool
+    ) -> _Window:
+        fault = np.where(size < 0, ~size, -1)
+        length = np.maximum(size, 0)
+        blob = self._pages.blob
+        if images or length.sum() <= _GAP * len(numbers):
+            data, place = self._load(at, length)
+            view = np.frombuffer(data or b"\0", np.uint8)
+
+            def gather(offsets: np.ndarray) -> np.ndarray:
+                return view[np.minimum(offsets[:, None] + np.arange(HEAD), len(view) - 1)]
+
+        else:
+            data, place = b"", at
+
+            def gather(offsets: np.ndarray) -> np.ndarray:
+                found = blob.read_many([(offset, HEAD) for offset in offsets.tolist()])
+                heads = b"".join(head.ljust(HEAD, b"\0") for head in found)
+                return np.frombuffer(heads, np.uint8).reshape(-1, HEAD)
+
+        values = parse(gather, place, length)
+        fault = np.where((fault < 0) & ~values.sound, _LAYOUT, fault)
+        return _Window(numbers, at, fault, values, data)
+
+    def _load(self, at: np.ndarray, size: np.ndarray) -> tuple[bytes, np.ndarray]:
+        """Values in one piece of bytes, and where each begins in it."""
+        there = size > 0
+        if not there.any():
+            return b"", np.zeros_like(at)
+        start, stop, total = at[there].min(), (at + size)[there].max(), size.sum()
+        blob = self._pages.blob
+        if stop - start <= 2 * total + _GAP:  # side by side, as they were written
+            data, place = blob.read(int(start), int(stop - start)), at - start
+            total = stop - start
+        else:
+            data = b"".join(blob.read_many(list(zip(at.tolist(), size.tolist(), strict=True))))
+            place = np.cumsum(size) - size
+        if len(data) < total:
+            raise UserError(f"{self.path}: has become shorter while it was read")
+        return data, np.where(there, place, 0)
+
+    def _places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Byte offset and size of the values, int64; a size below 0 is ~index into _FAULTS."""
+        order = np.argsort(numbers, kind="stable")
+        rising = numbers[order]
+        at, size = np.zeros_like(rising), np.full_like(rising, ~MISSING)
+        start = 0
+        while start < len(rising):  # of one length, numbers and their keys have one order
+            digits = len(str(rising[start]))
+            stop = int(np.searchsorted(rising, 10**digits))
+            self._look_up(rising[start:stop], digits, at[start:stop], size[start:stop])
+            start = stop
+        # A file in which one value stands for many would be read without end.
+        there = np.flatnonzero(size > 0)
+        there = there[np.argsort(at[there], kind="stable")]
+        ends = np.maximum.accumulate((at + size)[there])
+        size[there[1:][at[there[1:]] < ends[:-1]]] = ~_SHARED
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return at[back], size[back]
+
+    def _look_up(self, wanted: np.ndarray, digits: int, at: np.ndarray, size: np.ndarray) -> None:
+        """Fills `at` and `size` for rising numbers of one length."""
+        pages = self._pages
+        leaves = list(pages.leaves(wanted.tolist(), b"%d".__mod__))
+        for leaf in leaves:
+            at[leaf.start : leaf.stop] = leaf.number * pages.meta.page_size
+            if not leaf.found:
+                size[leaf.start : leaf.stop] = ~LOST
+        leaves = [leaf for leaf in leaves if leaf.found]
+        for first in range(0, len(leaves), _LEAVES):
+            some = leaves[first : first + _LEAVES]
+            nodes = pages.nodes([leaf.number for leaf in some])
+            for i in np.flatnonzero(~nodes.whole):
+                size[some[i].start : some[i].stop] = ~LOST
+            rows = np.flatnonzero(nodes.key_size == digits)
+            text = np.frombuffer(nodes.data, np.uint8)[nodes.key[rows, None] + np.arange(digits)]
+            number = (text.astype(np.int64) - ord("0")) @ 10 ** np.arange(digits)[::-1]
+            place = np.searchsorted(wanted, number) % len(wanted)
+            known = (wanted[place] == number) & ((text >= ord("0")) & (text <= ord("9"))).all(1)
+            at[place[known]], size[place[known]] = nodes.at[rows[known]], nodes.size[rows[known]]
+
+
+def _feature(data: bytes) -> np.ndarray | None:
+    array = npy(data)
+    if array is None or array.dtype != np.float32 or max(array.shape, default=0) != array.size:
+        return None
+    return array.reshape(-1)
+
+
+def _read_mask(path: str, count: int) -> np.ndarray:
+    """The numbers in a mask, int64.
+
+    Raises:
+        UserError: where it is not an array of different numbers from 0 to `count` - 1.
+    """
+    blob = Blob(path)
+    # Numbers that differ are no more than `count`.
+    array = npy(blob.read(0, blob.size)) if blob.size <= 8 * count + 2**16 else None
+    if array is None or array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: no mask for this set; expected a .npy file with a 1-D array of whole "
+            f"numbers, at most {count:,}, each the number of a record"
+        )
+    outside = np.flatnonzero((array < 0) | (array >= count))
+    if len(outside):
+        raise UserError(
+            f"{path}: entry {outside[0]} is {array[outside[0]]}, but the records have the numbers "
+            f"0 to {count - 1}"
+        )
+    order = np.argsort(array, kind="stable")
+    again = order[1:][np.diff(array[order]) == 0]
+    if len(again):
+        raise UserError(f"{path}: entry {again.min()} is {array[again.min()]} once more")
+    return array.astype(np.int64)
