@@ -28,8 +28,8 @@ READERS = {
 WRITERS = {
     "hsface": ("hsface_lmdb", "HsfaceWriter"),
     "vec2face": ("hsface_lmdb", "Vec2FaceWriter"),
-    "insightface": ("recordio", "InsightfaceWriter"),
-    "im2rec": ("recordio", "Im2recWriter"),
+    "insightface": ("record_writers", "InsightfaceWriter"),
+    "im2rec": ("record_writers", "Im2recWriter"),
     "webdataset": ("webdataset", "TarSetWriter"),
     "parquet": ("parquet", "ParquetSetWriter"),
     "folder": ("path_list", "FolderWriter"),
