@@ -9,13 +9,16 @@ import ray
 
 from actors.verify import FlipEmbed
 from jobs.cluster import connect, preflight
+from jobs.progress import console
 from jobs.stage import explain
 from jobs.train import CARD, WEIGHTS
 from jobs.work import Work, begin
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.errors import UserError
+from raypipe.formats.verification import digest
 from raypipe.manifest import Manifest, digest_of, read_manifest
+from raypipe.recognizer import SIDE
 from raypipe.verification import (
     Pairs,
     histogram,
@@ -48,7 +51,7 @@ def run(config: Build) -> Manifest:
         },
         inputs={
             "train": recognizer.content_digest,
-            **{item.name: storage.sha256_file(item.path) for item in sets},
+            **{item.name: digest(item.path) for item in sets},
         },
     )
     if work.manifest:
@@ -70,7 +73,14 @@ def _score(config: Build, work: Work, pairs: Pairs) -> dict[str, Any]:
         places.setdefault(second, f"verification set {pairs.name!r}, row {row}, second")
     index = {data: number for number, data in enumerate(places)}
     start = time.perf_counter()
-    embeddings = unit(_embed(config, list(places), list(places.values())))
+    sums, resized = _embed(config, list(places), list(places.values()))
+    embeddings = unit(sums)
+    if resized:
+        console.print(
+            f"evaluate: {pairs.name}: {resized:,} of {len(places):,} images are not {SIDE}×{SIDE} "
+            "and were scaled and cut; the numbers hold only if their faces are aligned",
+            style="yellow",
+        )
     work.timing(f"embed {pairs.name}", time.perf_counter() - start, len(pairs.same), len(places))
     distances = squared_distances(
         embeddings[[index[data] for data in pairs.first]],
@@ -94,11 +104,16 @@ def _score(config: Build, work: Work, pairs: Pairs) -> dict[str, Any]:
         "genuine": int(pairs.same.sum()),
         "impostor": int((~pairs.same).sum()),
         "images": len(places),
+        "resized": resized,
     }
 
 
-def _embed(config: Build, images: list[bytes], sources: list[str]) -> np.ndarray:
-    """Embeds images, float32 (N, 512), in model batches that are fixed by the images' order."""
+def _embed(config: Build, images: list[bytes], sources: list[str]) -> tuple[np.ndarray, int]:
+    """Embeds images, float32 (N, 512), in model batches that are fixed by the images' order.
+
+    Returns:
+        The embeddings, and how many images had to be resized.
+    """
     card = storage.read_json(storage.join(config.workspace, "train", CARD))
     pool, size = config.evaluate.pool, config.evaluate.images_per_batch
     starts = range(0, len(images), size)
@@ -136,7 +151,8 @@ def _embed(config: Build, images: list[bytes], sources: list[str]) -> np.ndarray
             raise mistake from None
         raise
     rows.sort(key=lambda row: row["group"])
-    return np.concatenate([np.stack(row["embeddings"]) for row in rows])
+    embeddings = np.concatenate([np.stack(row["embeddings"]) for row in rows])
+    return embeddings, sum(row["resized"] for row in rows)
 
 
 if __name__ == "__main__":

@@ -92,3 +92,11 @@ def encode_png(rgb: np.ndarray) -> bytes:
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear resize of a uint8 image to (width, height); shrinking widens the filter."""
     return np.asarray(Pillow.fromarray(rgb).resize(size, Pillow.Resampling.BILINEAR))
+
+
+def centre_square(rgb: np.ndarray, side: int) -> np.ndarray:
+    """Scales the short side of a uint8 image to `side`, and cuts the middle out of the long one."""
+    height, width = rgb.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return resize(rgb[top : top + short, left : left + short], (side, side))

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.errors import UserError
+from raypipe.formats.pair_rows import SCHEMA
 from raypipe.images import encode_jpeg, encode_png
 from raypipe.seeding import generator
-from raypipe.verification import SCHEMA
 from raypipe.world import Leak
 
 GALLERY = "orl"

@@ -11,24 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raypipe import storage
 from raypipe.errors import UserError
+from raypipe.formats.pair_set import contiguous
+from raypipe.formats.verification import load
 
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distances of unit vectors lie in [0, 4]
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
-SCHEMA = pa.schema(
-    [
-        ("first", pa.binary()),
-        ("second", pa.binary()),
-        ("same", pa.bool_()),
-        ("first_id", pa.string()),
-        ("second_id", pa.string()),
-        ("fold", pa.int32()),
-    ]
-)
 _CURVE_POINTS = 200
 _BINS = 100
 
@@ -51,53 +40,37 @@ class Pairs:
 
 
 def read_pairs(path: str, name: str) -> Pairs:
-    """Reads a verification set from Parquet (columns of `SCHEMA`).
+    """Reads a verification set in any format of `raypipe.formats.verification`.
+
+    Where the file states no folds, they are ten contiguous ones, as every published reader of
+    `.bin` cuts them (scikit-learn's KFold(10, shuffle=False)).
 
     Raises:
-        UserError: where the file is missing or no Parquet, a column is missing or of another type,
-            there are fewer than two folds, they are not in order, or one lacks a kind of pair.
+        UserError: where the file is missing or no verification set, there are fewer than two folds,
+            they are not in order, or one lacks a kind of pair.
     """
-    where, inner = storage.filesystem(path)
+    called = f"verification set {name!r}"
     try:
-        with where.open_input_file(inner) as stream:
-            table = pq.read_table(stream)
-    except FileNotFoundError as error:
-        raise UserError(f"verification set {name!r}: {path}: no such file") from error
-    except pa.ArrowInvalid as error:
-        raise UserError(f"verification set {name!r}: {path}: not Parquet ({error})") from error
-    for field in SCHEMA:
-        if field.name not in table.column_names:
-            raise UserError(
-                f"verification set {name!r}: {path} has no column {field.name!r}; "
-                f"expected {', '.join(SCHEMA.names)}"
-            )
-        try:
-            column = table[field.name].cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise UserError(
-                f"verification set {name!r}: {path}: column {field.name!r} should be {field.type}"
-            ) from error
-        if column.null_count:
-            row = column.is_null().to_pylist().index(True)
-            raise UserError(f"verification set {name!r}: {path}: row {row}: no {field.name}")
-        table = table.set_column(table.column_names.index(field.name), field.name, column)
-    same, folds = table["same"].to_numpy(), table["fold"].to_numpy()
-    if len(np.unique(folds)) < 2 or np.any(np.diff(folds) < 0):
-        raise UserError(
-            f"verification set {name!r}: {path}: column 'fold' must rise and have several values"
+        found = load(path)
+    except UserError as error:
+        raise UserError(f"{called}: {error}") from error
+    same, folds = found.issame, found.folds
+    hint = ""
+    if folds is None:
+        folds = contiguous(len(same))
+        hint = (
+            f"; {path} states no folds, so they are ten contiguous parts of its {len(same):,} "
+            "pairs, and sorting or cutting it changes the protocol"
         )
-    for fold in np.unique(folds):
+    numbers = np.unique(folds)
+    if len(numbers) < 2 or np.any(np.diff(folds) < 0):
+        raise UserError(f"{called}: {path}: its folds must rise and have several values")
+    for fold in numbers:
         mine = same[folds == fold]
         if mine.all() or not mine.any():
-            raise UserError(
-                f"verification set {name!r}: {path}: fold {fold} needs genuine and impostor pairs"
-            )
+            raise UserError(f"{called}: {path}: fold {fold} needs genuine and impostor pairs{hint}")
     return Pairs(
-        name=name,
-        first=table["first"].to_pylist(),
-        second=table["second"].to_pylist(),
-        same=same,
-        folds=folds,
+        name=name, first=found.images[0::2], second=found.images[1::2], same=same, folds=folds
     )
 
 

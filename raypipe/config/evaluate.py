@@ -10,7 +10,9 @@ class VerificationSetConfig(Settings):
 
     name: str = Field(min_length=1, description="what the set is called in the results")
     path: str = Field(
-        description="Parquet file: first, second (image bytes), same, first_id, second_id, fold"
+        description="InsightFace's .bin, .xz, a folder with pairs.txt or with .npy and issame.txt, "
+        "or Parquet: first, second (image bytes), same, first_id, second_id, fold; where it states "
+        "no folds, they are ten contiguous parts"
     )
 
 

@@ -44,7 +44,7 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _NAMES[(f"{_core}.multiarray", "_reconstruct")] = _Name.RECONSTRUCT
     _NAMES[(f"{_core}.multiarray", "scalar")] = _Name.SCALAR
     _NAMES[(f"{_core}.numeric", "_frombuffer")] = _Name.FROMBUFFER
-_DTYPE = re.compile(r"[|<>=]?[biu][1248]")
+_DTYPE = re.compile(r"b1|[iu][1248]")
 
 
 class PickleError(ValueError):
@@ -73,7 +73,7 @@ class Array:
         """
         if not isinstance(self.dtype, _Dtype) or not isinstance(self.data, bytes):
             raise PickleError("an array that is neither of integers nor of truth values")
-        dtype = np.dtype(self.dtype.code).newbyteorder(self.dtype.order)
+        dtype = np.dtype(self.dtype.order + self.dtype.code)
         shape = self.shape if isinstance(self.shape, tuple) else ()
         if not 1 <= len(shape) <= 2 or not all(type(side) is int for side in shape):
             raise PickleError("an array of another shape than (n,) or (n, 1)")

@@ -14,9 +14,9 @@ from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
 from raypipe.errors import UserError
+from raypipe.formats.pair_rows import SCHEMA
 from raypipe.images import decode, encode_png
 from raypipe.models.iresnet import iresnet
-from raypipe.verification import SCHEMA
 
 PEOPLE, SHOWN, FOLDS = 8, 3, 4
 

@@ -8,8 +8,8 @@ import pytest
 
 from raypipe import orl
 from raypipe.errors import UserError
+from raypipe.formats.pair_rows import SCHEMA
 from raypipe.images import decode
-from raypipe.verification import SCHEMA
 
 
 @pytest.fixture(scope="module")

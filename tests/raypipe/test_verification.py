@@ -4,8 +4,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe.errors import UserError
+from raypipe.formats.pair_rows import SCHEMA
+from raypipe.formats.verification import write_pairs
 from raypipe.verification import (
-    SCHEMA,
     histogram,
     read_pairs,
     squared_distances,
@@ -150,6 +151,24 @@ def test_reads_what_was_written(tmp_path):
     assert pairs.folds.tolist() == [0] * 4 + [1] * 4
 
 
+def test_without_folds_they_are_those_of_kfold(tmp_path):
+    from sklearn.model_selection import KFold
+
+    images = [b"%d" % i for i in range(2 * 67)]
+    write_pairs(str(tmp_path / "x.bin"), images, np.arange(67) % 2 == 0, "bin")
+    pairs = read_pairs(str(tmp_path / "x.bin"), "x")
+    parts = [test.tolist() for _, test in KFold(10, shuffle=False).split(pairs.same)]
+    assert parts == [np.flatnonzero(pairs.folds == fold).tolist() for fold in range(10)]
+    assert [*pairs.first[:2], *pairs.second[:2]] == [b"0", b"2", b"1", b"3"]
+
+
+def test_a_sorted_list_has_no_folds_and_is_refused(tmp_path):
+    path = str(tmp_path / "sorted.bin")
+    write_pairs(path, [b"a", b"b"] * 60, np.arange(60) < 30, "bin")
+    with pytest.raises(UserError, match=r"fold 0 needs genuine .* ten contiguous parts of its 60"):
+        read_pairs(path, "sorted")
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -169,10 +188,10 @@ def test_refuses_a_broken_set(tmp_path, broken, message):
     assert "'orl'" in str(caught.value)
 
 
-def test_refuses_a_missing_file_and_what_is_no_parquet(tmp_path):
+def test_refuses_a_missing_file_and_what_is_no_set(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_pairs(str(tmp_path / "none.parquet"), "orl")
     path = tmp_path / "text.parquet"
     path.write_bytes(b"not parquet")
-    with pytest.raises(UserError, match="not Parquet"):
+    with pytest.raises(UserError, match="'orl'.*no verification set"):
         read_pairs(str(path), "orl")
