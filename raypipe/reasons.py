@@ -10,6 +10,8 @@ REASONS = {
     "ingest:outside": "a link or path leads out of the folder",
     "ingest:file_too_large": "the file is larger than allowed and was not read",
     "ingest:unreadable": "the file or folder could not be opened",
+    "ingest:damaged": "the file that holds the image is damaged there",
+    "ingest:missing": "the list names a file that is not there",
     "ingest:nested": "a folder deeper than one level inside an identity",
     "ingest:stray": "a file beside the folders of the identities",
     **{

@@ -16,6 +16,7 @@ import pyarrow as pa
 from raypipe import images
 from raypipe.faceset import Identity, Image
 from raypipe.formats import Damage, DamagedError, Listing, Record, Scan, Survey
+from raypipe.reasons import REASONS
 
 # One row an image, without its bytes.
 ENTRIES = pa.schema(
@@ -55,8 +56,8 @@ class KeyedReader(ABC):
         self.max_bytes = max_bytes
 
     @abstractmethod
-    def stamp(self) -> str:
-        """Changes when the files of the set do: their names, sizes and times."""
+    def stamp(self) -> str | None:
+        """See `raypipe.formats.Reader`: names, sizes and times of the files."""
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -76,7 +77,10 @@ class KeyedReader(ABC):
 
     @abstractmethod
     def fetch(self, sources: Sequence[str]) -> list[bytes | Damage]:
-        """The images at places that `entries` named, in step."""
+        """The images at places that `entries` named, in step.
+
+        What a damage says is the reason of the image's rejection, where it is such a reason.
+        """
 
     def survey(self) -> Survey:
         """See `raypipe.formats.Reader`."""
@@ -113,7 +117,7 @@ class KeyedReader(ABC):
         if np.any(np.diff(order) < 0):  # codes count up by first appearance
             table = table.take(pa.array(np.argsort(order, kind="stable")))
         ends = np.cumsum(np.bincount(order, minlength=len(codes.dictionary)))
-        stamp = self.stamp()
+        stamp = self.stamp() or ""
         start = 0
         for index, (name, end) in enumerate(zip(codes.dictionary.to_pylist(), ends, strict=True)):
             yield self._listing(name, index, table.slice(start, end - start), stamp)
@@ -186,7 +190,7 @@ def checked(image: Image, data: bytes, max_bytes: int) -> Image:
 
 def _checked(image: Image, data: bytes | Damage, max_bytes: int) -> Image:
     if isinstance(data, Damage):
-        return replace(image, rejected="ingest:damaged")
+        return replace(image, rejected=data.what if data.what in REASONS else "ingest:damaged")
     return checked(image, data, max_bytes)
 
 
