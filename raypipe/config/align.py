@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raypipe.config.base import Settings
+from raypipe.config.base import Licence, Settings
 
 
 class AlignerConfig(Settings):
@@ -39,6 +39,7 @@ class AlignerConfig(Settings):
     encoding: Literal["png", "jpeg"] = Field(
         "png", description="how crops are stored: png keeps every bit, jpeg (quality 95) is smaller"
     )
+    licence: Licence = None
 
     @model_validator(mode="after")
     def _weights_given(self) -> "AlignerConfig":

@@ -1,6 +1,19 @@
 """What every configuration class shares."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
+
+# Not in what is dumped: neither what a job makes nor whether it is made anew depends on it.
+Licence = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        exclude=True,
+        description="licence it stands under, for the dataset card and the report; none: what is "
+        'known of published weights, else "not stated"',
+    ),
+]
 
 
 class Settings(BaseModel):

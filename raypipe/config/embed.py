@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raypipe.config.base import Pool, Settings
+from raypipe.config.base import Licence, Pool, Settings
 
 
 class EmbedderConfig(Settings):
@@ -27,6 +27,7 @@ class EmbedderConfig(Settings):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="precision of an iresnet on a GPU; a CPU always computes in float32"
     )
+    licence: Licence = None
 
     @model_validator(mode="after")
     def _weights_given(self) -> "EmbedderConfig":

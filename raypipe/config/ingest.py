@@ -3,7 +3,7 @@
 from pydantic import Field, model_validator
 
 from raypipe.config.align import AlignerConfig
-from raypipe.config.base import Pool, Settings
+from raypipe.config.base import Licence, Pool, Settings
 
 
 class SourceConfig(Settings):
@@ -20,6 +20,7 @@ class SourceConfig(Settings):
     mask: str | None = Field(
         None, description=".npy file with the indices of the records to take; for an LMDB"
     )
+    licence: Licence = None
 
 
 class IngestConfig(Settings):
