@@ -194,5 +194,12 @@ def _checked(image: Image, data: bytes | Damage, max_bytes: int) -> Image:
     return checked(image, data, max_bytes)
 
 
+def entries_batch(rows: Sequence[tuple]) -> pa.RecordBatch:
+    """Rows of `ENTRIES`, which take a fraction of the memory so."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(ENTRIES)
+    arrays = [pa.array(column, f.type) for column, f in zip(columns, ENTRIES, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=ENTRIES)
+
+
 def _rows(table: pa.Table, *names: str) -> Iterator[tuple]:
     return zip(*(table[name].to_pylist() for name in names), strict=True)

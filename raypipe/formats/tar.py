@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from raypipe import storage
-from raypipe.errors import UserError
 from raypipe.formats import Damage
 from raypipe.formats.blob import Blob
-from raypipe.images import extension
+from raypipe.formats.naming import suffix
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -187,21 +186,6 @@ def _next_header(window: Window, offset: int) -> int:
                 return begin + block
             place = data.find(MAGIC, place + 1)
     return window.size
-
-
-def suffix(data: bytes, image_id: str) -> str:
-    """The file extension of an image.
-
-    Raises:
-        UserError: where it is no image.
-    """
-    found = extension(data[:16])
-    if found is None:
-        raise UserError(
-            f"{image_id}: not an image (JPEG, PNG, WebP, BMP or PPM), so it cannot be written as "
-            "a file of its kind; `raypipe ingest` sorts such images out"
-        )
-    return found
 
 
 class Shard:

@@ -24,13 +24,13 @@ from raypipe.formats import Damage, Record
 from raypipe.formats.blob import Blob
 from raypipe.formats.detect import GZIP, is_folder
 from raypipe.formats.image_folder import natural
-from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
+from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part, entries_batch
 from raypipe.formats.tar import MAGIC, MAGIC_AT, Shard, Window
 from raypipe.formats.tar_samples import read_samples
 
 SHARD_SIZE = 10_000  # images, as `assemble` has it
 _SKIMMED = 4096  # bytes read at once where the images are passed over
-_BATCH = 50_000
+_BATCH = 10_000
 _OPEN = 8
 _THREADS = 16
 _LOCATOR = re.compile(r"([^/]+)@(\d{1,18})\+(\d{1,18})")
@@ -75,9 +75,9 @@ class TarReader(KeyedReader):
                 why = "ingest:file_too_large" if size > self.max_bytes else None
                 rows.append((found.key, found.identity, found.label, where, size, why))
             if len(rows) == _BATCH:
-                batches.append(_batch(rows))
+                batches.append(entries_batch(rows))
                 rows.clear()
-        return pa.Table.from_batches([*batches, _batch(rows)], ENTRIES)
+        return pa.Table.from_batches([*batches, entries_batch(rows)], ENTRIES)
 
     def part_records(self, part: Part) -> Iterator[Record | Damage]:
         """See `KeyedReader`."""
@@ -156,12 +156,6 @@ class TarReader(KeyedReader):
         if not tars:
             raise UserError(f"{self.path}: no tar in it")
         return sorted(tars, key=lambda info: natural(info.name))
-
-
-def _batch(rows: list[tuple]) -> pa.RecordBatch:
-    columns = list(zip(*rows, strict=True)) or [()] * len(ENTRIES)
-    arrays = [pa.array(column, f.type) for column, f in zip(columns, ENTRIES, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=ENTRIES)
 
 
 class TarSetWriter:
