@@ -71,13 +71,15 @@ class Nodes(NamedTuple):
     size: np.ndarray
 
 
-class _Meta(NamedTuple):
+class Meta(NamedTuple):
+    """What a meta page says: the size of pages, the tree of keys, and which commit wrote it."""
+
     page_size: int
     flags: int
     depth: int
     entries: int
     root: int
-    transaction: int
+    commit: int
 
 
 class Pages:
@@ -88,8 +90,8 @@ class Pages:
         self._forget()
 
     def _forget(self) -> None:
-        self._meta: _Meta | None = None
-        self._newest: _Meta | None = None
+        self._meta: Meta | None = None
+        self._newest: Meta | None = None
         self._pages: dict[int, bytes] = {}
         self._branches: dict[int, tuple[list[bytes], list[int]]] = {}
 
@@ -101,7 +103,7 @@ class Pages:
         self._forget()
 
     @property
-    def meta(self) -> _Meta:
+    def meta(self) -> Meta:
         """Where the tree begins.
 
         Raises:
@@ -127,7 +129,7 @@ class Pages:
             return None
         return newest.root * newest.page_size
 
-    def _metas(self) -> list[_Meta]:
+    def _metas(self) -> list[Meta]:
         """The one or two sound meta pages, the newer first."""
         path = self.blob.path
         head = self.blob.read(0, _SIZES[-1] + _META_PAGE.size)
@@ -137,32 +139,29 @@ class Pages:
             if len(head) < offset + _META_PAGE.size:
                 break
             field = _META_PAGE.unpack_from(head, offset)
-            number, _, flags, _, _, magic, version = field[:7]
-            page_size = field[9]
+            number, flags, magic, version, page_size = (field[i] for i in (0, 2, 5, 6, 9))
             if (
                 (magic, version, flags & _META) == (_MAGIC, _VERSION, _META)
                 and page_size in _SIZES
                 and (number, offset) in ((0, 0), (1, page_size))
             ):
-                found.append(_Meta(page_size, field[18], field[19], *field[23:25], field[26]))
+                found.append(Meta(page_size, *(field[i] for i in (18, 19, 23, 24, 26))))
         if not found:
             raise UserError(
                 f"{path}: no LMDB file that raypipe reads (version 0.9 of a 64-bit machine); if it "
                 "is of another version or machine, copy it there with mdb_dump and here with "
                 "mdb_load"
             )
-        newest = max(found, key=lambda meta: meta.transaction)
+        newest = max(found, key=lambda meta: meta.commit)
         if newest.flags or newest.depth > _DEEPEST:
             raise UserError(f"{path}: damaged, or an LMDB file with a key order of its own")
         return [newest] + [
             meta
             for meta in found
-            if meta[:3] == newest[:2] + (meta.depth,)
-            and meta is not newest
-            and meta.depth <= _DEEPEST
+            if meta is not newest and meta[:2] == newest[:2] and meta.depth <= _DEEPEST
         ]
 
-    def _has_root(self, meta: _Meta) -> bool:
+    def _has_root(self, meta: Meta) -> bool:
         if not meta.depth:
             return True
         (page,) = self._read([meta.root], meta.page_size)

@@ -19,10 +19,8 @@ Gather = Callable[[np.ndarray], np.ndarray]
 _PAIR, _TRIPLE = 0x92, 0x93
 # Code → type of the number behind it. Old writers know no `bin`; they put bytes into `str`.
 _BYTES = {0xC4: ">u1", 0xC5: ">u2", 0xC6: ">u4", 0xD9: ">u1", 0xDA: ">u2", 0xDB: ">u4"}
-_INTEGERS = {
-    **{0xCC: ">u1", 0xCD: ">u2", 0xCE: ">u4", 0xCF: ">u8"},
-    **{0xD0: ">i1", 0xD1: ">i2", 0xD2: ">i4", 0xD3: ">i8"},
-}
+_UNSIGNED = {0xCC: ">u1", 0xCD: ">u2", 0xCE: ">u4", 0xCF: ">u8"}
+_SIGNED = {0xD0: ">i1", 0xD1: ">i2", 0xD2: ">i4", 0xD3: ">i8"}
 _SHORT_BYTES = range(0xA0, 0xC0)  # the code says the length
 _SHORT_INTEGERS = range(0x80)
 # numpy's loader makes an array of any size that a header asks for, and evaluates the header.
@@ -74,7 +72,7 @@ def parse(gather: Gather, at: np.ndarray, size: np.ndarray) -> Values:
         feature = after + width
         feature_size = np.where(triple & sound, more, 0)
         after = np.where(triple & sound, feature + more, after)
-    label, width = _number(gather(after), _INTEGERS, _SHORT_INTEGERS)
+    label, width = _number(gather(after), _UNSIGNED | _SIGNED, _SHORT_INTEGERS)
     sound &= (width > 0) & (label >= 0) & (after + width == at + size)
     return Values(image, length, feature, feature_size, label, sound)
 
@@ -85,7 +83,7 @@ def integer(data: bytes) -> int | None:
     if len(data) > HEAD:
         return None
     head[0, : len(data)] = np.frombuffer(data, np.uint8)
-    value, width = _number(head, _INTEGERS, _SHORT_INTEGERS)
+    value, width = _number(head, _UNSIGNED | _SIGNED, _SHORT_INTEGERS)
     return int(value[0]) if width[0] == len(data) > 0 and value[0] >= 0 else None
 
 
