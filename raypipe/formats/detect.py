@@ -31,7 +31,7 @@ WRITERS = {
     "insightface": ("record_writers", "InsightfaceWriter"),
     "im2rec": ("record_writers", "Im2recWriter"),
     "webdataset": ("webdataset", "TarSetWriter"),
-    "parquet": ("parquet", "ParquetSetWriter"),
+    "parquet": ("parquet_set", "ParquetSetWriter"),
     "folder": ("path_list", "FolderWriter"),
     "lists": ("training_lists", "ListsWriter"),
 }

@@ -340,7 +340,7 @@ def list_files(path: str) -> dict[str, storage.FileInfo]:
                 is_file=True,
             )
         }  # fmt: skip
-    found = {}
+    found: dict[str, storage.FileInfo] = {}
     for entry in _visible(path):
         inside = [entry] if entry.is_file else [e for e in _visible(entry.path) if e.is_file]
         found |= {e.path[len(path.rstrip("/")) + 1 :]: e for e in inside}
