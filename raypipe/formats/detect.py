@@ -98,6 +98,8 @@ def kind_of(path: str) -> tuple[str, str]:
     for inner, kind in (("parquet", "parquet"), ("data", "parquet"), ("webdataset", "webdataset")):
         if inner in folders and _sample(storage.join(path, inner)) == kind:
             return kind, storage.join(path, inner)
+    if "images" in folders and "train.lst" in files:  # as training_lists writes it
+        return "folder", storage.join(path, "images")
     if "data.mdb" in files:
         return "lmdb", storage.join(path, "data.mdb")
     if "pairs.txt" in files or "issame.txt" in files:

@@ -50,10 +50,10 @@ def _is_float(text: str) -> bool:
 
 
 def _im2rec(line: str) -> Line | None:
-    number, *labels, path = line.split("\t")
-    if not labels or _number(number) is None or _is_float(path) or not path:
+    number, *rest = line.split("\t")
+    if len(rest) < 2 or _number(number) is None or _is_float(rest[-1]) or not rest[-1]:
         return None
-    label = _label(labels[0])
+    label, path = _label(rest[0]), rest[-1]
     return None if label is None else Line(path, label, None)
 
 
