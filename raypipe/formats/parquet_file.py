@@ -1,66 +1,31 @@
-"""One Parquet file of images: which columns hold what, and its row groups, checked and in pieces.
+"""A Parquet file and its row groups, checked before they are read, and read in pieces.
 
 pyarrow does the reading; what it would believe of a file and should not is checked here first: the
 length of the footer, how many rows a row group can hold, where its bytes are, how far they unpack.
+A page is unpacked by pyarrow in one piece, as long as its own header says, up to 2 GB.
 """
 
-import json
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
 from raypipe.errors import UserError
 
-# What a column of images, of labels, ... is called; the first name that is there counts.
-IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
-LABELS = ("label", "labels", "class", "cls")
-IDENTITIES = ("identity_id", "identity")
-KEYS = ("image_id", "key", "__key__")
 MAGIC = b"PAR1"
-NO_IMAGE = "no bytes of an image, which must be in the file and not beside it"
+FAILURES = (pa.ArrowException, OSError, ValueError, MemoryError)
 # Rows read at once hold about so many bytes of images, and are at most so many.
-_BATCH_BYTES = 16 * 2**20
-_BATCH_ROWS = 1000
+_BATCH_BYTES, _BATCH_ROWS = 16 * 2**20, 1000
+_SMALL_ROWS = 50_000  # read at once without their images
 _BUFFER = 2**20
 # A row group holds at most one row for each byte of its images and some more, which may be the same
 # picture many times; and unpacks to so many times its bytes and some more. JPEG and PNG do not.
 _SAME = 10_000
 _RATIO, _SLACK = 32, 16 * 2**20
-# Bytes of the longest name or key. A page of one such and its repetitions would unpack to any size.
-_LONGEST = 4096
-FAILURES = (pa.ArrowException, OSError, ValueError, MemoryError)
-
-
-class Columns(NamedTuple):
-    """Names of the columns that are read; None where there is none.
-
-    Attributes:
-        image: encoded images: a struct of `bytes` and perhaps `path`, or binary.
-        bytes: path of the leaf that holds them: "image.bytes", or the column itself.
-        path: path of the leaf that names them: "image.path".
-        label: class number, or name of the class.
-        identity: who it is, where that is a column of its own.
-        key: key of the image, where that is a column of its own.
-        classes: names of the classes by number, from the metadata of Hugging Face `datasets`.
-    """
-
-    image: str
-    bytes: str
-    path: str | None
-    label: str | None
-    identity: str | None
-    key: str | None
-    classes: pa.Array
-
-    @property
-    def texts(self) -> tuple[str | None, ...]:
-        """The columns of names and keys."""
-        return self.label, self.identity, self.key or self.path
 
 
 class Group(NamedTuple):
@@ -71,7 +36,7 @@ class Group(NamedTuple):
         rows: how many it has.
         offset: of its images in the file, in bytes.
         size: bytes of its images.
-        nulls: whether it says that images are missing.
+        nulls: whether its footer says that images are missing.
         batch: rows to read at once.
         fault: why it cannot be read, None where nothing is wrong with it.
     """
@@ -97,18 +62,33 @@ class FooterError(ValueError):
         self.offset = offset
 
 
-class ImageFile:
-    """A Parquet file that holds images.
+class Leaves(NamedTuple):
+    """Paths of the columns to read, down to where the values are: "image.bytes".
+
+    Attributes:
+        data: of the images.
+        others: of everything beside the images.
+        texts: those of the others that are names or keys. Such columns are read as dictionaries, so
+            that a name that stands in every row is held once.
+    """
+
+    data: str
+    others: Sequence[str]
+    texts: Sequence[str] = ()
+
+
+class ParquetFile(ABC):
+    """A Parquet file with images.
 
     Attributes:
         path: of the file.
         size: of the file in bytes.
-        columns: what is where.
+        leaves: the columns to read.
         groups: its row groups in order.
 
     Raises:
         FooterError: where its footer is damaged.
-        UserError: where it cannot be opened, or has no column of images or of labels.
+        UserError: where it cannot be opened, or does not have the columns.
     """
 
     def __init__(self, path: str) -> None:
@@ -116,11 +96,11 @@ class ImageFile:
         where, inner = storage.filesystem(path)
         try:
             stream = where.open_input_file(inner)
+            self.size = stream.size()
+            footer = _footer_length(stream, self.size)
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error})") from error
-        self.size = stream.size()
-        footer = _footer_length(stream, self.size)
-        options = {
+        options: dict[str, Any] = {
             "pre_buffer": False,  # it would hold a whole row group
             "buffer_size": _BUFFER,
             "page_checksum_verification": True,
@@ -131,11 +111,10 @@ class ImageFile:
         }
         try:
             plain = pq.ParquetFile(stream, **options)
-            self.columns = find_columns(plain.schema_arrow, path)
-            # As a dictionary a name that stands in every row is held once.
-            texts = [name for name in self.columns.texts if name]
+            self.schema = plain.schema_arrow
+            self.leaves = self.choose(self.schema)
             self._file = pq.ParquetFile(
-                stream, metadata=plain.metadata, read_dictionary=texts, **options
+                stream, metadata=plain.metadata, read_dictionary=self.leaves.texts, **options
             )
             self.groups = self._groups()
         except FAILURES as error:
@@ -143,6 +122,14 @@ class ImageFile:
                 raise
             message = f"the footer cannot be read ({line(error)})"
             raise FooterError(max(self.size - 8 - footer, 0), message) from error
+
+    @abstractmethod
+    def choose(self, schema: pa.Schema) -> Leaves:
+        """The columns to read.
+
+        Raises:
+            UserError: where they are not there.
+        """
 
     @property
     def rows(self) -> int:
@@ -152,8 +139,9 @@ class ImageFile:
     def _groups(self) -> list[Group]:
         found, first, footer = [], 0, self._file.metadata
         leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
-        used = [i for i, leaf in enumerate(leaves) if leaf in self._leaves(with_images=True)]
-        image = leaves.index(self.columns.bytes)
+        wanted = {self.leaves.data, *self.leaves.others}
+        used = [i for i, leaf in enumerate(leaves) if leaf in wanted]
+        image = leaves.index(self.leaves.data)
         for number in range(footer.num_row_groups):
             group = footer.row_group(number)
             chunk, rows = group.column(image), group.num_rows
@@ -161,24 +149,21 @@ class ImageFile:
             if rows < 0 or rows > chunk.total_compressed_size + _SAME:
                 fault = f"it claims {rows:,} rows in {chunk.total_compressed_size:,} bytes"
                 rows = 0
-            for i in used:
+            for i in used if group.num_rows else ():
                 fault = fault or _fault(group.column(i), self.size)
             statistics = chunk.statistics
             nulls = bool(statistics and statistics.has_null_count and statistics.null_count)
+            size = chunk.total_compressed_size
             found.append(
-                Group(first, rows, _start(chunk), chunk.total_compressed_size, nulls,
-                      _batch(chunk, rows), fault)
-            )  # fmt: skip
+                Group(first, rows, _start(chunk), size, nulls, _batch(chunk, rows), fault)
+            )
             first += rows
         return found
 
-    def _leaves(self, *, with_images: bool) -> list[str]:
-        found = [*self.columns.texts, self.columns.bytes if with_images else None]
-        return [name for name in found if name]
-
-    def is_number(self, name: str) -> bool:
-        """Whether a column holds integers."""
-        return pa.types.is_integer(self._file.schema_arrow.field(name).type)
+    def group_of(self, row: int) -> int | None:
+        """The row group that a row of the file is in."""
+        places = (i for i, g in enumerate(self.groups) if g.first <= row < g.first + g.rows)
+        return next(places, None)
 
     def batches(
         self, number: int, *, images: bool, others: bool = True, rows: int | None = None
@@ -188,155 +173,62 @@ class ImageFile:
         Args:
             number: of the row group.
             images: whether to read the images.
-            others: whether to read the other columns that `Columns` names.
+            others: whether to read the other columns.
             rows: so many at a time; none: as many as make some megabytes.
 
         Raises:
             FAILURES: where the row group is damaged.
         """
-        names = self._leaves(with_images=images) if others else [self.columns.bytes]
-        if not names:
-            return
+        leaves = [*(self.leaves.others if others else ()), *([self.leaves.data] if images else ())]
+        usual = self.groups[number].batch if images else _SMALL_ROWS
         yield from self._file.iter_batches(
-            rows or (self.groups[number].batch if images else 50_000),
-            row_groups=[number],
-            columns=names,
-            use_threads=False,
+            rows or usual, row_groups=[number], columns=leaves, use_threads=False
         )
 
-    def images(self, batch: pa.RecordBatch) -> pa.Array:
-        """The encoded images of a batch; null where one is missing."""
-        column = batch.column(self.columns.image)
-        if not pa.types.is_struct(column.type):
-            return column
-        return column.flatten()[column.type.get_field_index("bytes")]
 
-    def texts(self, batch: pa.RecordBatch, name: str) -> pa.Array:
-        """A column of names or keys as strings; bytes that are not UTF-8 become \\xNN.
+class Cursor:
+    """Moves through a row group, some megabytes of it in memory.
+
+    Args:
+        batches: begins the row group anew, with so many rows at a time.
+    """
+
+    def __init__(self, batches: Callable[[int | None], Iterator[pa.RecordBatch]]) -> None:
+        self._batches = batches
+        self._rows: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._coming = self._batches(self._rows)
+        self._first = 0
+        self._held: pa.RecordBatch | None = None
+
+    def take(self, row: int) -> pa.RecordBatch:
+        """A row of the row group by its number there.
 
         Raises:
-            ValueError: where one is too long.
+            FAILURES: where it is damaged.
         """
-        if name == self.columns.path:
-            column = batch.column(self.columns.image)
-            column = column.flatten()[column.type.get_field_index("path")]
-        else:
-            column = batch.column(name)
-        return as_texts(column)
-
-
-def as_texts(column: pa.Array) -> pa.Array:
-    """See `ImageFile.texts`."""
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.string())
-    different = column.dictionary if pa.types.is_dictionary(column.type) else column
-    longest = pc.max(pc.binary_length(different.cast(pa.large_binary()))).as_py()
-    if longest is not None and longest > _LONGEST:
-        raise ValueError(f"a name of {longest:,} bytes; at most {_LONGEST:,} are taken")
-    if different is not column:
-        column = column.dictionary_decode()
-    raw = column.cast(pa.binary())
-    try:
-        return raw.cast(pa.string())
-    except pa.ArrowInvalid:
-        return pa.array(
-            [None if x is None else x.decode("utf-8", "backslashreplace") for x in raw.to_pylist()],
-            pa.string(),
-        )
-
-
-def find_columns(schema: pa.Schema, path: str) -> Columns:
-    """Which columns hold what.
-
-    Images are in the column "image", "img", "jpg", "jpeg", "png" or "webp", or else in the only one
-    that holds binary data. Labels are integers or strings in "label", "labels", "class" or "cls";
-    who it is may stand in "identity_id" or "identity" beside them, or alone.
-
-    Raises:
-        UserError: where there are no images or no labels; it names the columns that are there.
-    """
-    fields = {field.name: field.type for field in schema}
-    there = ", ".join(f"{field.name} ({field.type})" for field in schema)[:500]
-    if len(fields) != len(schema):
-        raise UserError(f"{path}: two columns have one name: {there}")
-    binary = [name for name, kind in fields.items() if _leaf(name, kind)]
-    image = next((name for name in IMAGES if name in binary), None)
-    if image is None and len(binary) == 1:
-        image = binary[0]
-    if image is None:
-        if pathless := next((n for n in IMAGES if n in fields and not _leaf(n, fields[n])), None):
-            raise UserError(
-                f"{path}: the column {pathless!r} holds no image bytes but {fields[pathless]}; "
-                "write the set with its images embedded"
-            )
-        raise UserError(
-            f"{path}: which column holds the images? expected one of binary data, or one of that "
-            f"kind named {', '.join(IMAGES)}; found {there}"
-        )
-    label = _named(fields, LABELS)
-    identity = _named(fields, IDENTITIES)
-    if label is None and identity is None:
-        raise UserError(
-            f"{path}: no column of labels; expected integers or strings in "
-            f"{', '.join((*LABELS, *IDENTITIES))}; found {there}"
-        )
-    kind = fields[image]
-    inner = pa.types.is_struct(kind)
-    named = inner and kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
-    return Columns(
-        image=image,
-        bytes=f"{image}.bytes" if inner else image,
-        path=f"{image}.path" if named else None,
-        label=label,
-        identity=identity,
-        key=_named(fields, KEYS),
-        classes=_classes(schema.metadata, label),
-    )
-
-
-def _leaf(name: str, kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _is_binary(kind.field(place).type)
-    return name not in (*KEYS, *LABELS, *IDENTITIES) and _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary())
-
-
-def _named(fields: dict[str, pa.DataType], names: tuple[str, ...]) -> str | None:
-    usable = (n for n in names if n in fields)
-    return next((n for n in usable if pa.types.is_integer(fields[n]) or _is_text(fields[n])), None)
-
-
-def _classes(metadata: dict[bytes, bytes] | None, label: str | None) -> pa.Array:
-    """Names of a ClassLabel, as `datasets` writes them into the schema."""
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):  # no such thing, or not understood
-        names = []
-    if isinstance(names, dict):  # {"0": "name", ...}: in the YAML of a card, and in old files
-        names = list(names.values())
-    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return pa.array([_escaped(name) for name in names] if sound else [], pa.string())
-
-
-def _escaped(name: str) -> str:
-    """JSON can name half of a surrogate pair, which no file can."""
-    return name.encode("utf-8", "backslashreplace").decode()
+        if row < self._first:
+            self._begin()
+        while self._held is None or row >= self._first + len(self._held):
+            self._first += len(self._held) if self._held is not None else 0
+            try:
+                self._held = next(self._coming, None)
+            except FAILURES:
+                if self._rows == 1:
+                    raise
+                self._rows = 1  # once more, row by row up to the damage
+                self._begin()
+                continue
+            if self._held is None:
+                raise ValueError("its row group breaks off before it")
+        return self._held.slice(row - self._first, 1)
 
 
 def _footer_length(stream: pa.NativeFile, size: int) -> int:
     tail = stream.read_at(min(size, 8), max(size - 8, 0))
-    if len(tail) < 8 or size < 12 or tail[4:] != MAGIC:
+    if size < 12 or tail[4:] != MAGIC:
         raise FooterError(size, "the file is cut off: it does not end with a footer")
     (length,) = struct.unpack("<I", tail[:4])
     if length > size - 12:

@@ -66,7 +66,7 @@ class ParquetSetWriter:
 
     def finish(self) -> None:
         """See `raypipe.formats.Writer`."""
-        if self._waiting or not self._files:
+        if self._waiting or not self._images:
             self._flush()
         self._close()
         digest = content_digest(shard.sha256 for shard in self._files)
