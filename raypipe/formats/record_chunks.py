@@ -9,9 +9,9 @@ image begins with flag, label, id and id2; if the flag is n > 0, n labels follow
 """
 
 import struct
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from raypipe.errors import UserError
 from raypipe.formats.blob import Blob
@@ -25,21 +25,26 @@ HEADER = struct.Struct("<IfQQ")
 # What is read of a record to tell its label: chunk header, image header, first label.
 PEEK = PAIR.size + HEADER.size + 4
 _MAGIC = MAGIC.to_bytes(4, "little")
+_NEVER = 2**63 - 1
+_NOTHING = np.zeros(0, np.int64)
+_SMALLEST = PAIR.size + HEADER.size  # a record with an image takes more
 _FLAGS = 256  # more labels than that are not taken for a header where one is guessed
 
 
 class Span(NamedTuple):
-    """A record's place in a file: [offset, end) with all its chunks.
+    """A record: where its chunks are in a file, [offset, end), and what its header says.
 
     Attributes:
+        offset: of its first chunk, in bytes.
+        end: of its last chunk with the zeros after it.
         size: bytes of the record itself.
-        head: its first bytes, 28 if it has as many.
+        head: its header.
     """
 
     offset: int
     end: int
     size: int
-    head: bytes
+    head: "Head"
 
 
 class Fault(NamedTuple):
@@ -144,9 +149,14 @@ class Window:
         """Bytes of the file, fewer at its end."""
         at = offset - self.base
         if at < 0 or at + length > len(self.data):
-            self.data = self._blob.read(offset, max(length, self._block))
-            self.base, at = offset, 0
+            self.load(offset, length)
+            at = 0
         return self.data[at : at + length]
+
+    def load(self, offset: int, length: int = 0) -> None:
+        """Moves the window to an offset."""
+        self.data = self._blob.read(offset, max(length, self._block))
+        self.base = offset
 
 
 class Walker:
@@ -156,11 +166,12 @@ class Walker:
 
     Attributes:
         at: offset of the next record; `stop` or more at the end.
+        block: bytes read at least at a time.
         window: what was read last.
     """
 
     def __init__(
-        self, blob: Blob, start: int, stop: int, *, block: int, listed: Sequence[int] = ()
+        self, blob: Blob, start: int, stop: int, *, block: int, listed: np.ndarray = _NOTHING
     ) -> None:
         """A walk from the first record at `start` or after it.
 
@@ -169,43 +180,65 @@ class Walker:
             start: 0 or where a record is looked for.
             stop: no record that begins here or later is walked over.
             block: how many bytes are read at least at a time.
-            listed: rising offsets at which an index says records begin: those from `start` on, up
-                to the first one from `stop` on.
+            listed: int64, rising offsets at which an index says records begin: those from `start`
+                on, up to the first one from `stop` on.
         """
         self.window = Window(blob, block)
+        self.block = block
         self._ahead = Window(blob, PEEK) if block > 2**16 else self.window
         self._size = blob.size
         self._stop = stop
         self._listed = listed
+        self._faulty = -_SMALLEST
         self.at = self._next(start, stop) if start else 0
 
     def step(self) -> list[Span | Fault]:
-        """Moves over one record: it, or what is wrong with it, and what is wrong right after it."""
+        """Moves over one record: it, or what is wrong with it, and what is wrong right after it.
+
+        Faults closer together than the smallest image takes are one.
+        """
+        found = self._step()
+        told: list[Span | Fault] = []
+        for item in found:
+            if isinstance(item, Span):
+                told.append(item)
+                continue
+            if item.offset >= self._faulty + _SMALLEST:
+                told.append(item)
+            self._faulty = item.offset
+        return told
+
+    def _step(self) -> list[Span | Fault]:
         at = self.at
         found = self._record(at)
         if isinstance(found, Fault):
             self.at = self._next(at + 4, self._stop)
             return [found]
-        end = self.at = found.end
-        place = bisect_left(self._listed, at + 1)
-        inner = self._listed[place] if place < len(self._listed) else end
+        end, size, start = found
+        inner = self._listed_from(at + 1)
         if inner < end and self._begins(inner):
             self.at = inner
-            return [Fault(at, f"a record of {found.size:,} bytes that reaches into the next one")]
-        if end >= self._size or self._begins(end):
-            return [found]
-        # Either the record's length is wrong, or the header that should follow.
-        inner = self._next(at + PAIR.size, end)
-        if inner < end or not (self._is_listed(end) or self._was_header(end)):
-            self.at = self._next(inner, self._stop)
-            return [Fault(at, f"no record follows its {found.size:,} bytes")]
+            return [Fault(at, f"a record of {size:,} bytes that reaches into the next one")]
+        follows = end >= self._size or self._begins(end)
+        if not follows:
+            # Either the record's length is wrong, or the header that should follow.
+            inner = self._next(at + PAIR.size, end)
+            listed = self._listed_from(end) == end
+            if inner < end or not (listed or self._was_header(end)):
+                self.at = self._next(inner, self._stop)
+                return [Fault(at, f"no record follows its {size:,} bytes")]
+        head = parse_head(start, size)
+        whole = Fault(at, head) if isinstance(head, str) else Span(at, end, size, head)
+        if follows:
+            self.at = end
+            return [whole]
         self.at = self._next(end + 4, self._stop)
-        if end >= self._stop and self._is_listed(end):  # the next part says so
-            return [found]
-        return [found, Fault(end, "no header of a record")]
+        if end >= self._stop and listed:  # the next part says so
+            return [whole]
+        return [whole, Fault(end, "no header of a record")]
 
-    def _record(self, at: int) -> Span | Fault:
-        """The record at an offset, if its chunks are whole."""
+    def _record(self, at: int) -> tuple[int, int, bytes] | Fault:
+        """End, size and first bytes of the record at an offset, if its chunks are whole."""
         head = self.window.get(at, PEEK)
         if not _is_start(head):
             return Fault(at, "no header of a record")
@@ -219,7 +252,7 @@ class Walker:
             end = part + PAIR.size + length
             end = min(end + -end % 4, self._size)
             if not split:
-                return Span(at, end, size, bytes(start))
+                return end, size, bytes(start)
             # A record holds no beginning of another. Were that not checked at each step, a file of
             # many beginnings with one long tail would take quadratic time.
             inner = self._next(part + PAIR.size, end)
@@ -263,9 +296,10 @@ class Walker:
             return self.window.data[place : place + length]
         return self._ahead.get(at, length)
 
-    def _is_listed(self, at: int) -> bool:
-        place = bisect_left(self._listed, at)
-        return place < len(self._listed) and self._listed[place] == at
+    def _listed_from(self, at: int) -> int:
+        """The first listed offset from one on."""
+        place = int(np.searchsorted(self._listed, at))
+        return int(self._listed[place]) if place < len(self._listed) else _NEVER
 
     def _was_header(self, at: int) -> bool:
         """Whether what is no header looks like one that was damaged, by what is left of it."""
@@ -277,12 +311,6 @@ class Walker:
         flag, _, _, id2 = HEADER.unpack_from(data, PAIR.size)
         # Any size: only the label is looked at.
         return flag < _FLAGS and id2 == 0 and isinstance(parse_head(data[8:], LENGTH), Head)
-
-
-def walk(walker: Walker, stop: int) -> Iterator[Span | Fault]:
-    """Everything a walker comes across."""
-    while walker.at < stop:
-        yield from walker.step()
 
 
 def _is_start(head: bytes) -> bool:

@@ -14,7 +14,6 @@ from raypipe.formats.record_chunks import MAX_LABEL, Fault, Span
 
 PART_RECORDS = 50_000
 _HEAD = 1 << 16
-_NEVER = 2**63
 
 
 class Stamped(NamedTuple):
@@ -121,7 +120,7 @@ class Keys:
     """The keys of the records of a part, which are met in order: by the .idx, or counted.
 
     Attributes:
-        listed: where the index says that records begin, up to the first one after the part.
+        listed: int64, where the index says that records begin, up to the first after the part.
     """
 
     def __init__(self, name: str, index: Index | None, start: int, stop: int, number: int) -> None:
@@ -134,45 +133,63 @@ class Keys:
             stop: offset in bytes.
             number: of the first record, where they are counted.
         """
-        self.listed: list[int] = []
         self._name = name
-        self._ids: list[str] | None = None
+        self._counted = index is None
         self._at = number
+        self._keys = self.listed = np.zeros(0, np.int64)
         if index is not None:
             first, last = np.searchsorted(index.offsets, [start, stop])
-            self._ids = index.keys[first:last].astype(str).tolist()
+            self._keys = index.keys[first:last]
+            self.listed = index.offsets[first : last + 1]
             self._at = 0
-            self.listed = [*index.offsets[first : last + 1].tolist(), _NEVER, _NEVER]
 
-    def expects(self, at: int, after: int) -> bool:
-        """Whether a record begins at `at`, and the next one not before `after`."""
-        if self._ids is None:
-            return True
-        return self.listed[self._at] == at and self.listed[self._at + 1] >= after
+    def take(self, offsets: np.ndarray, end: int) -> np.ndarray:
+        """The keys of the next records, as far as they are where the index lists them.
 
-    def take(self) -> str:
-        """The key of the next record, which begins where it was expected."""
-        self._at += 1
-        return str(self._at - 1) if self._ids is None else self._ids[self._at - 1]
+        Args:
+            offsets: int64 (records,), where they begin.
+            end: where the last one ends.
 
-    def meet(self, item: Span | Fault) -> Iterator[tuple[str, Span | Fault]]:
-        """The key of what was come across, after those of records that should have come before."""
-        if self._ids is None:
-            yield self.take(), item
+        Returns:
+            int64 (n,), n up to the number of records.
+        """
+        at = self._at
+        if self._counted:
+            self._at += len(offsets)
+            return np.arange(at, self._at)
+        listed = self.listed[at : at + len(offsets)]
+        differ = np.flatnonzero(listed != offsets[: len(listed)])
+        count = min(int(differ[0]) if len(differ) else len(listed), len(self._keys) - at)
+        # Another record may be listed inside the last one.
+        if count == len(offsets) and np.any(self.listed[at + count : at + count + 1] < end):
+            count -= 1
+        self._at += count
+        return self._keys[at : at + count]
+
+    def meet(self, item: Span | Fault) -> Iterator[tuple[int, Span | Fault]]:
+        """The key of what was come across, after what should have come before; -1 for none."""
+        if self._counted:
+            self._at += 1
+            yield self._at - 1, item
             return
         yield from self.rest(item.offset)
-        if self._at < len(self._ids) and self.listed[self._at] == item.offset:
-            yield self.take(), item
+        at = self._at
+        if at < len(self._keys) and self.listed[at] == item.offset:
+            self._at += 1
+            yield int(self._keys[at]), item
         elif isinstance(item, Fault):
-            yield f"@{item.offset}", item
+            yield -1, item
         else:
-            yield f"@{item.offset}", Fault(item.offset, f"a record that {self._name} does not list")
+            yield -1, Fault(item.offset, f"a record that {self._name} does not list")
 
-    def rest(self, stop: int = _NEVER) -> Iterator[tuple[str, Fault]]:
-        """What is listed before an offset and was not come across."""
-        while self._ids is not None and self._at < len(self._ids) and self.listed[self._at] < stop:
-            at, key = self.listed[self._at], self.take()
-            yield key, Fault(at, f"no record begins where {self._name} has key {key}")
+    def rest(self, stop: int | None = None) -> Iterator[tuple[int, Fault]]:
+        """What is listed, up to an offset, and was not come across."""
+        for at in range(self._at, len(self._keys)):
+            offset, key = int(self.listed[at]), int(self._keys[at])
+            if stop is not None and offset >= stop:
+                break
+            self._at += 1
+            yield key, Fault(offset, f"no record begins where {self._name} has key {key}")
 
 
 def cuts(offsets: np.ndarray, size: int, part_bytes: int) -> list[int]:

@@ -7,11 +7,14 @@ float32 that of InsightFace's first record is rounded beyond 2**24 images.
 """
 
 import re
-import struct
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, repeat
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs
 
 from raypipe import storage
@@ -20,10 +23,6 @@ from raypipe.formats import Damage, Record
 from raypipe.formats.blob import Blob
 from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
 from raypipe.formats.record_chunks import (
-    HEADER,
-    LENGTH,
-    MAGIC,
-    MAX_LABEL,
     PAIR,
     PEEK,
     Fault,
@@ -41,13 +40,14 @@ from raypipe.formats.record_index import (
     read_index,
     stamped,
 )
+from raypipe.formats.record_scan import Run, Scanner
 
 PART_BYTES = 128 * 2**20
 _BLOCK = 2 * 2**20  # read at once where images are wanted
 _PAGE = 4096  # where only headers are, of a local file
 _REMOTE = 8 * 2**20  # a request costs more than these bytes
+_LARGE = 2**16
 _SOURCE = re.compile(r"(.*)@(\d{1,18})\+(\d{1,18})")
-_FAST = struct.Struct("<IIIf")
 
 
 class RecordReader(KeyedReader):
@@ -85,87 +85,46 @@ class RecordReader(KeyedReader):
         return [Part(self.path, *ends) for ends in pairwise([*starts, size])]
 
     def entries(self, part: Part) -> pa.Table:
-        """See `KeyedReader`. Reads headers only, and on an object store the whole part."""
+        """See `KeyedReader`. Only headers are read where a request costs less than the images."""
+        keys = self._keys(part)
         rows = _Rows()
-        names, keys = self._names(), self._keys(part)
-        walker = self._walker(part, keys, self._header_block())
-        while walker.at < part.stop:
-            for item in walker.step():
-                for key, found in keys.meet(item):
-                    if isinstance(found, Span):
-                        self._list(rows, key, found, names)
-                    else:
-                        rows.reject(key, f"{self._name}@{found.offset}")
-        for key, fault in keys.rest():
-            rows.reject(key, f"{self._name}@{fault.offset}")
-        return rows.table()
-
-    def _list(self, rows: "_Rows", key: str, span: Span, names: Names) -> None:
-        head = parse_head(span.head, span.size)
-        if isinstance(head, str):
-            rows.reject(key, f"{self._name}@{span.offset}")
-        elif head.label is not None:
-            rows.add(
-                key,
-                names[head.label],
-                head.label,
-                f"{self._name}@{span.offset}+{span.end - span.offset}",
-                span.size - head.begin,
-                None,
-            )
+        for piece in self._pieces(part, keys, self._walker(part, keys)):
+            if isinstance(piece, Run):
+                rows.extend(piece)
+            else:
+                rows.add(*piece)
+        return rows.table(self._name, self._names())
 
     def part_records(self, part: Part) -> Iterator[Record | Damage]:
         """See `KeyedReader`."""
         names, keys = self._names(), self._keys(part)
-        walker = self._walker(part, keys, _BLOCK)
-        unpack, stop = _FAST.unpack_from, part.stop
-        label, identity, last = 0, names[0], 0.0
-        while walker.at < stop:
-            # Whole records that have one label and lie in the window, in a loop of its own; the
-            # rest is for `step`.
-            base, data = walker.window.base, walker.window.data
-            at, limit, until = walker.at - base, len(data) - _FAST.size, stop - base
-            if 0 <= at <= limit:
-                magic, word, flag, value = unpack(data, at)
-                while at < until and word <= LENGTH and word >= HEADER.size and flag == 0:
-                    begin, end = at + PEEK - 4, at + PAIR.size + word
-                    after = end + -end % 4
-                    if magic != MAGIC or after > limit:
-                        break
-                    magic, word, flag, following = unpack(data, after)
-                    if magic != MAGIC or word >> 30 or not keys.expects(base + at, base + after):
-                        break
-                    if value != last:
-                        if not (0 <= value <= MAX_LABEL and value == int(value)):
-                            break
-                        label, last = int(value), value
-                        identity = names[label]
-                    yield Record(data[begin:end], label, identity, keys.take())
-                    at, value = after, following
-                walker.at = base + at
-                if at >= until:
-                    break
-            for item in walker.step():
-                for key, found in keys.meet(item):
-                    record = self._load(walker, key, found, names)
-                    if record is not None:
-                        yield record
-        for _, fault in keys.rest():
-            yield Damage(self.path, *fault)
+        walker = Walker(self._blob, part.start, part.stop, block=_BLOCK, listed=keys.listed)
+        for piece in self._pieces(part, keys, walker):
+            if isinstance(piece, Run):
+                yield from _many(piece, names)
+                continue
+            key, found = piece
+            if isinstance(found, Fault):
+                yield Damage(self.path, *found)
+            elif found.head.label is not None:
+                record = decode(walker.window.get(found.offset, found.end - found.offset))
+                assert record is not None  # the walker has seen its chunks
+                label = found.head.label
+                yield Record(record[found.head.begin :], label, names[label], str(key))
 
-    def _load(
-        self, walker: Walker, key: str, found: Span | Fault, names: Names
-    ) -> Record | Damage | None:
-        if isinstance(found, Fault):
-            return Damage(self.path, *found)
-        head = parse_head(found.head, found.size)
-        if isinstance(head, str):
-            return Damage(self.path, found.offset, head)
-        if head.label is None:
-            return None
-        record = decode(walker.window.get(found.offset, found.end - found.offset))
-        assert record is not None  # the walker has seen its chunks
-        return Record(record[head.begin :], head.label, names[head.label], key)
+    def _pieces(
+        self, part: Part, keys: Keys, walker: Walker
+    ) -> Iterator[Run | tuple[int, Span | Fault]]:
+        """The records of a part, many or one at a time, and its faults; -1 for want of a key."""
+        scanner = Scanner(walker, keys, part.stop)
+        while walker.at < part.stop:
+            run = scanner.run() if walker.block > _PAGE else None
+            if run is not None:
+                yield run
+            else:
+                for item in walker.step():
+                    yield from keys.meet(item)
+        yield from keys.rest()
 
     def fetch(self, sources: Sequence[str]) -> list[bytes | Damage]:
         """See `KeyedReader`."""
@@ -204,47 +163,99 @@ class RecordReader(KeyedReader):
         number = self._numbers.get(part.start, 0)
         return Keys(f"{self._stem}.idx", index, part.start, stop, number)
 
-    def _walker(self, part: Part, keys: Keys, block: int) -> Walker:
-        return Walker(self._blob, part.start, part.stop, block=block, listed=keys.listed)
+    def _walker(self, part: Part, keys: Keys) -> Walker:
+        """A walker that is after headers.
 
-    def _header_block(self) -> int:
+        Below 64 KB a record it is quicker to read everything than to skip the images; so is it on
+        an object store, where a request costs as much as megabytes.
+        """
         local = isinstance(storage.filesystem(self.path)[0], fs.LocalFileSystem)
-        return _PAGE if local else _REMOTE
+        large = part.stop - part.start > _LARGE * len(keys.listed) > 0
+        block = _REMOTE if not local else _PAGE if large else _BLOCK
+        return Walker(self._blob, part.start, part.stop, block=block, listed=keys.listed)
 
     def _count(self) -> list[int]:
         """Where parts begin in a file without .idx; also counts the records before each."""
         size = self._blob.size
-        walker = Walker(self._blob, 0, size, block=self._header_block())
+        whole = Part(self.path, 0, size)
+        keys = Keys("", None, 0, size, 0)
         self._numbers = {0: 0}
-        start = first = number = 0
-        while walker.at < size:
-            for item in walker.step():
-                full = item.offset - start >= self._part_bytes or number - first >= PART_RECORDS
-                if full and isinstance(item, Span):
-                    start, first = item.offset, number
+        start = first = 0
+        for piece in self._pieces(whole, keys, self._walker(whole, keys)):
+            if isinstance(piece, Run):
+                found = [*zip(piece.offsets.tolist(), piece.keys.tolist(), strict=True)]
+            elif isinstance(piece[1], Span):
+                found = [(piece[1].offset, piece[0])]
+            else:
+                continue
+            for offset, number in found:
+                if offset - start >= self._part_bytes or number - first >= PART_RECORDS:
+                    start, first = offset, number
                     self._numbers[start] = number
-                number += 1
         return list(self._numbers)
 
 
+def _many(run: Run, names: Names) -> Iterator[Record]:
+    """The records of a run, by iterators in C: 310 ns a record, against 400 in a loop."""
+    kept = run.labels >= 0
+    labels = run.labels[kept].tolist()
+    people = {label: names[label] for label in set(labels)}
+    places = map(slice, run.begins[kept].tolist(), run.stops[kept].tolist())
+    rows = zip(
+        map(run.data.__getitem__, places),
+        labels,
+        map(people.__getitem__, labels),
+        map(str, run.keys[kept].tolist()),
+        repeat(None),
+    )
+    return map(partial(tuple.__new__, Record), rows)  # what Record._make does
+
+
 class _Rows:
-    """Entries in the making."""
+    """Entries in the making: 40 bytes a record."""
 
     def __init__(self) -> None:
-        self._columns: list[list] = [[] for _ in ENTRIES]
+        # key and label are -1 where there is none, and end and size are then of no meaning.
+        self._columns = [array("q") for _ in ("key", "label", "offset", "end", "size")]
 
-    def add(self, *row: str | int | None) -> None:
+    def add(self, key: int, found: Span | Fault) -> None:
+        """Adds one record or fault."""
+        if isinstance(found, Fault):
+            row = (key, -1, found.offset, 0, 0)
+        elif found.head.label is None:
+            return
+        else:
+            size = found.size - found.head.begin
+            row = (key, found.head.label, found.offset, found.end, size)
         for column, value in zip(self._columns, row, strict=True):
             column.append(value)
 
-    def reject(self, image_id: str, source: str) -> None:
-        self.add(image_id, UNKNOWN, None, source, None, "ingest:damaged")
+    def extend(self, run: Run) -> None:
+        """Adds a run of records."""
+        kept = run.labels >= 0
+        sizes = run.stops - run.begins
+        values = (run.keys, run.labels, run.offsets, run.ends, sizes)
+        for column, some in zip(self._columns, values, strict=True):
+            column.frombytes(some[kept].tobytes())
 
-    def table(self) -> pa.Table:
-        return pa.Table.from_arrays(
-            [
-                pa.array(column, field.type)
-                for column, field in zip(self._columns, ENTRIES, strict=True)
-            ],
-            schema=ENTRIES,
-        )
+    def table(self, name: str, names: Names) -> pa.Table:
+        """The entries, of a file and with the names of its labels."""
+        keys, labels, offsets, ends, sizes = (np.frombuffer(c, np.int64) for c in self._columns)
+        bad = pa.array(labels < 0)
+        values, codes = np.unique(labels, return_inverse=True)
+        people = pa.array([UNKNOWN if value < 0 else names[value] for value in values.tolist()])
+        at = _joined(f"{name}@", offsets)
+        columns = [
+            pc.if_else(pa.array(keys < 0), _joined("@", offsets), _joined("", keys)),
+            people.cast(pa.string()).take(pa.array(codes)),
+            pa.array(labels, mask=labels < 0),
+            pc.if_else(bad, at, pc.binary_join_element_wise(at, _joined("", ends - offsets), "+")),
+            pa.array(sizes, mask=labels < 0),
+            pc.if_else(bad, pa.scalar("ingest:damaged"), pa.scalar(None, pa.string())),
+        ]
+        return pa.Table.from_arrays(columns, schema=ENTRIES)
+
+
+def _joined(prefix: str, values: np.ndarray) -> pa.Array:
+    """Numbers as text after a prefix."""
+    return pc.binary_join_element_wise(prefix, pa.array(values).cast(pa.string()), "")
