@@ -11,7 +11,7 @@ a 64-bit little-endian machine writes them (https://github.com/LMDB/lmdb).
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ _SIZES = [256 << k for k in range(8)]
 _DEEPEST = 32
 _CACHED = 8 << 20
 _BRANCHES = 256
+_FARTHEST = 2**47  # page number: its byte offset fits into 63 bits
 
 
 class Leaf(NamedTuple):
@@ -198,65 +199,52 @@ class Pages:
         self._branches[number] = keys, children
         return keys, children
 
-    def leaves(self, wanted: Sequence[Any], key: Callable[[Any], bytes]) -> Iterator[Leaf]:
+    def leaves(self, wanted: Sequence[Any], key: Callable[[Any], bytes]) -> list[Leaf]:
         """The leaf pages in which wanted keys are, if they are anywhere.
 
         Args:
             wanted: what to look up, in the order of its keys.
             key: gives the key of one of them.
         """
-        meta = self.meta
-        if meta.depth and wanted:
-            yield from self._descend(meta.root, meta.depth, 0, len(wanted), wanted, key)
+        found: list[Leaf] = []
 
-    def _descend(
-        self,
-        number: int,
-        level: int,
-        start: int,
-        stop: int,
-        wanted: Sequence[Any],
-        key: Callable[[Any], bytes],
-    ) -> Iterator[Leaf]:
-        # The level falls with each page, so a ring of pages is no trap.
-        if level == 1:
-            yield Leaf(number, start, stop, True)
-            return
-        branch = self._branch(number)
-        if branch is None:
-            yield Leaf(number, start, stop, False)
-            return
-        keys, children = branch
-        while start < stop:
-            child = bisect_right(keys, key(wanted[start]))
-            end = stop
-            if child < len(keys):
-                end = bisect_left(wanted, keys[child], start, stop, key=key)
-                end = max(end, start + 1)  # keys out of order must not stop this
-            yield from self._descend(children[child], level - 1, start, end, wanted, key)
-            start = end
+        def descend(number: int, level: int, start: int, stop: int) -> None:
+            # The level falls with each page, so a ring of pages is no trap.
+            if level == 1:
+                found.append(Leaf(number, start, stop, True))
+                return
+            branch = self._branch(number)
+            if branch is None:
+                found.append(Leaf(number, start, stop, False))
+                return
+            keys, children = branch
+            while start < stop:
+                child = bisect_right(keys, key(wanted[start]))
+                end = stop
+                if child < len(keys):
+                    end = bisect_left(wanted, keys[child], start + 1, stop, key=key)
+                descend(children[child], level - 1, start, end)
+                start = end
+
+        if self.meta.depth and wanted:
+            descend(self.meta.root, self.meta.depth, 0, len(wanted))
+        return found
 
     def nodes(self, numbers: Sequence[int]) -> Nodes:
         """What leaf pages hold, all parsed at once."""
         size = self.meta.page_size
         data = b"".join(page or bytes(size) for page in self._read(numbers, size))
         slots = _slots(data, numbers, size, _LEAF)
-        # In the page: the value, or the number of the first page that is all its own.
-        inside = slots.key + slots.key_size
         start = np.array(numbers, np.uint64)[slots.page].astype(np.int64) * size
-        at = start + slots.node % size + _NODE + slots.key_size
-        big = slots.flags == _BIG
-        held = np.where(big, 8, slots.low)
-        room = size - (slots.node % size) - _NODE - slots.key_size
-        fits = held <= room
-        eight = np.minimum(inside[:, None] + np.arange(8), len(data) - 1)
+        within = slots.node % size + _NODE + slots.key_size  # where in its page the value is,
+        big = slots.flags == _BIG  # or the number of the first of the pages that are its own
+        eight = np.minimum((slots.key + slots.key_size)[:, None] + np.arange(8), len(data) - 1)
         first = np.frombuffer(data, np.uint8)[eight].view("<u8")[:, 0]
-        out = first >= np.uint64(self.blob.size // size)
-        at = np.where(big, np.where(out, 0, first).astype(np.int64) * size + _PAGE, at)
+        first = np.minimum(first, _FARTHEST).astype(np.int64)
+        at = np.where(big, first * size + _PAGE, start + within)
         length = np.where(at + slots.low > self.blob.size, ~CUT, slots.low)
-        length = np.where(big & out, ~CUT, length)
         length = np.where(slots.flags > _BIG, ~ODD, length)
-        length = np.where(fits, length, ~LOST)
+        length = np.where(within + np.where(big, 8, slots.low) > size, ~LOST, length)
         return Nodes(data, slots.whole, slots.key, slots.key_size, at, length)
 
     def lookup(self, key: bytes) -> tuple[int, int]:
