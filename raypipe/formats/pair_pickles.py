@@ -16,7 +16,8 @@ _XZ_MAGIC = b"\xfd7zXZ\0"
 # JPEG does not compress. A set that does this well is no set, but a file made to fill the memory.
 _RATIO, _SLACK = 20, 8 << 20
 _MEMORY = 80 << 20  # what xz -9 needs is 65 MiB
-_PRESET = 1
+_STREAMS = 100  # parallel compressors write one for each of their blocks, of 24 MB and more
+_PRESET = 0  # the higher ones take longer and make JPEG no smaller
 _PIECE = 1 << 20
 
 
@@ -73,7 +74,7 @@ def _decompressed(data: bytes, path: str) -> bytes:
     pieces: list[bytes] = []
     size = 0
     try:
-        while data:  # xz can consist of several streams
+        for _ in range(_STREAMS):
             stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
             while not stream.eof:
                 piece = stream.decompress(data, _PIECE)
@@ -87,10 +88,12 @@ def _decompressed(data: bytes, path: str) -> bytes:
                         f"{path}: holds more than {_RATIO} times its size, as no set of images "
                         "does: refused"
                     )
-            data = stream.unused_data
+            data = stream.unused_data.lstrip(b"\0")  # what may stand between two streams
+            if not data:
+                return b"".join(pieces)
     except lzma.LZMAError as error:
         raise UserError(f"{path}: not readable as xz ({error})") from None
-    return b"".join(pieces)
+    raise UserError(f"{path}: more than {_STREAMS} xz streams: refused")
 
 
 def write_pickle(

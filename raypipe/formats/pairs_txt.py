@@ -23,13 +23,14 @@ from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.formats import MAX_BYTES
 from raypipe.formats.blob import Blob
-from raypipe.formats.pair_set import FOLDS, PairSet, contiguous
+from raypipe.formats.pair_set import PairSet, contiguous
 from raypipe.images import extension
 
 LIST = "pairs.txt"
 _ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "pgm", "ppm")
 _THREADS = 16
 _BLOCK = 256
+_LONGEST = 1024  # characters of a line
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -116,6 +117,8 @@ def fields_of(data: bytes, path: str) -> Iterator[tuple[int, list[str]]]:
     number = 0
     try:
         for number, line in enumerate(text, 1):
+            if len(line) > _LONGEST:
+                raise UserError(f"{path}: line {number}: {len(line):,} characters")
             line = line.strip()
             fields = line.split("\t") if "\t" in line else line.split()
             if fields:
@@ -194,6 +197,8 @@ class _List:
             UserError: where the pairs are not those of the header.
         """
         pairs = len(self.same)
+        if not pairs:
+            raise UserError(f"{self.path}: no pairs")
         if len(self.header) < 2:
             # The number of pairs of each kind (LFW's pairsDevTest.txt), or of all.
             if self.header and pairs not in (self.header[0], 2 * self.header[0]):
@@ -299,6 +304,6 @@ def _header(issame: np.ndarray, folds: np.ndarray | None) -> str:
         issame, np.tile(fold, count)
     ):
         return f"{count}\t{half}\n"
-    if count != FOLDS or not np.array_equal(asked, contiguous(len(issame))):
+    if not np.array_equal(asked, contiguous(len(issame))):
         raise UserError("pairs.txt cannot state these folds; write parquet")
     return f"{len(issame)}\n"

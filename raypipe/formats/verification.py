@@ -141,3 +141,21 @@ def write_pairs(
             write_parquet(local, images, issame, folds, ids)
         else:
             write_pickle(local, images, issame, compressed=format == "xz")
+
+
+def convert_pairs(source: str, path: str, format: str) -> int:
+    """Writes a set that lies somewhere in another format, with its folds and names.
+
+    Args:
+        source: what `read_pairs` reads.
+        path, format: as in `write_pairs`.
+
+    Returns:
+        How many pairs it has.
+
+    Raises:
+        UserError: as `read_pairs` and `write_pairs`.
+    """
+    found = load(source)
+    write_pairs(path, found.images, found.issame, format, folds=found.folds, ids=found.ids)
+    return len(found.issame)

@@ -14,6 +14,7 @@ from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
 from raypipe.errors import UserError
+from raypipe.formats import verification
 from raypipe.formats.pair_rows import SCHEMA
 from raypipe.images import decode, encode_png
 from raypipe.models.iresnet import iresnet
@@ -130,6 +131,50 @@ def test_equals_a_plain_computation_for_any_number_of_actors(workspace, ray_clus
     more = configured(workspace, pool={"min": 2, "max": 2, "batch_size": 1})
     assert evaluate.run(more).content_digest == manifest.content_digest
     assert path.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_published_files_give_the_numbers_of_the_same_pairs_in_parquet(workspace, ray_cluster):
+    """A header of pairs.txt states four folds; a .bin has none, so it is cut into ten."""
+    rows = write_pairs(workspace / "noise.parquet")
+    images = [data for row in rows for data in row[:2]]
+    issame = np.array([row[2] for row in rows])
+    verification.write_pairs(
+        str(workspace / "lfw"), images, issame, "pairs", folds=np.array([row[5] for row in rows])
+    )
+    # Both kinds in every tenth.
+    mixed = np.stack([np.flatnonzero(issame), np.flatnonzero(~issame)], axis=1).ravel()
+    mixed_images = [data for i in mixed for data in rows[i][:2]]
+    verification.write_pairs(str(workspace / "x.bin"), mixed_images, issame[mixed], "bin")
+    names = ("noise.parquet", "lfw", "x.bin")
+    sets = [{"name": name, "path": f"{workspace}/{name}"} for name in names]
+    evaluate.run(configured(workspace, sets=sets))
+    results = json.loads((workspace / "evaluate/results.json").read_text())["sets"]
+    assert results["lfw"] == results["noise.parquet"]
+    assert len(results["x.bin"]["accuracies"]) == 10
+    assert results["x.bin"]["auc"] == pytest.approx(results["lfw"]["auc"])
+
+    (workspace / "lfw/pairs.txt").write_text((workspace / "lfw/pairs.txt").read_text() + "\n")
+    with pytest.raises(UserError, match="inputs.lfw"):
+        evaluate.run(configured(workspace, sets=sets))
+
+
+@pytest.mark.slow
+def test_images_of_another_size_are_counted_and_told(workspace, ray_cluster, capsys):
+    rows = write_pairs(workspace / "noise.parquet")
+    tall = np.pad(decode(rows[0][0], source="x"), ((20, 20), (0, 0), (0, 0)), mode="edge")
+    other = {rows[0][0]: encode_png(tall)}
+    images = [other.get(data, data) for row in rows for data in row[:2]]
+    folds = np.array([row[5] for row in rows])
+    same = np.array([row[2] for row in rows])
+    verification.write_pairs(str(workspace / "tall"), images, same, "parquet", folds=folds)
+    sets = [{"name": name, "path": f"{workspace}/{name}"} for name in ("noise.parquet", "tall")]
+    evaluate.run(configured(workspace, sets=sets))
+    results = json.loads((workspace / "evaluate/results.json").read_text())["sets"]
+    # What was padded is cut off again, so every number is that of the other set.
+    assert results["tall"] == results["noise.parquet"] | {"resized": 1}
+    assert results["noise.parquet"]["resized"] == 0
+    assert "tall: 1 of 24 images are not 112×112" in capsys.readouterr().err
 
 
 @pytest.mark.slow
