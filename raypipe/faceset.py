@@ -214,8 +214,8 @@ def to_table(identities: Sequence[Identity]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _embeddings(column: pa.ListArray) -> list[np.ndarray | None]:
-    """Views of float32 vectors, without a Python object per number."""
+def to_vectors(column: pa.ListArray) -> list[np.ndarray | None]:
+    """Copies of float32 vectors, None for null, without a Python object per number."""
     values = column.values.to_numpy(zero_copy_only=False)
     offsets = column.offsets.to_numpy()
     present = column.is_valid().to_numpy(zero_copy_only=False)
@@ -234,7 +234,7 @@ def from_table(table: pa.Table) -> list[Identity]:
         images = lists.flatten()
         names = [part.name for part in fields(Image)]
         columns = [
-            _embeddings(images.field(name))
+            to_vectors(images.field(name))
             if name == "embedding"
             else images.field(name).to_pylist()
             for name in names
@@ -348,7 +348,7 @@ class FaceSet:
             images = lists.flatten()
             ids = images.field("image_id").to_pylist()
             reasons = images.field("rejected").to_pylist()
-            vectors = _embeddings(images.field("embedding"))
+            vectors = to_vectors(images.field("embedding"))
             heads = batch.select(["identity_id", "index", "source", "rejected"]).to_pylist()
             start = 0
             for head, count in zip(heads, lists.value_lengths().to_pylist(), strict=True):

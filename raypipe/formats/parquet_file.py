@@ -68,12 +68,14 @@ class Leaves(NamedTuple):
     Attributes:
         data: of the images.
         others: of everything beside the images.
+        beside: of what is read with the images, and only then.
         texts: those of the others that are names or keys. Such columns are read as dictionaries, so
             that a name that stands in every row is held once.
     """
 
     data: str
     others: Sequence[str]
+    beside: Sequence[str] = ()
     texts: Sequence[str] = ()
 
 
@@ -139,7 +141,7 @@ class ParquetFile(ABC):
     def _groups(self) -> list[Group]:
         found, first, footer = [], 0, self._file.metadata
         leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
-        wanted = {self.leaves.data, *self.leaves.others}
+        wanted = {self.leaves.data, *self.leaves.others, *self.leaves.beside}
         used = [i for i, leaf in enumerate(leaves) if leaf in wanted]
         image = leaves.index(self.leaves.data)
         for number in range(footer.num_row_groups):
@@ -154,9 +156,7 @@ class ParquetFile(ABC):
             statistics = chunk.statistics
             nulls = bool(statistics and statistics.has_null_count and statistics.null_count)
             size = chunk.total_compressed_size
-            found.append(
-                Group(first, rows, _start(chunk), size, nulls, _batch(chunk, rows), fault)
-            )
+            found.append(Group(first, rows, _start(chunk), size, nulls, _batch(chunk, rows), fault))
             first += rows
         return found
 
@@ -179,11 +179,38 @@ class ParquetFile(ABC):
         Raises:
             FAILURES: where the row group is damaged.
         """
-        leaves = [*(self.leaves.others if others else ()), *([self.leaves.data] if images else ())]
+        leaves = list(self.leaves.others) if others else []
+        if images:
+            leaves += [self.leaves.data, *self.leaves.beside]
         usual = self.groups[number].batch if images else _SMALL_ROWS
         yield from self._file.iter_batches(
             rows or usual, row_groups=[number], columns=leaves, use_threads=False
         )
+
+    def intact(self, number: int, *, images: bool) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The rows of a row group up to the first that is damaged, and where in it they begin.
+
+        Raises:
+            FAILURES: after them, where the row group is damaged.
+        """
+        group, done = self.groups[number], 0
+        if group.fault:
+            raise ValueError(group.fault)
+        for rows in (None, 1):  # after a failure once more, row by row
+            start = 0
+            try:
+                for batch in self.batches(number, images=images, rows=rows):
+                    if start >= done:
+                        yield start, batch
+                        done += len(batch)
+                    start += len(batch)
+            except FAILURES:
+                if rows == 1:
+                    raise
+                continue
+            break
+        if done < group.rows:
+            raise ValueError(f"it breaks off after {done:,} rows")
 
 
 class Cursor:
@@ -212,7 +239,8 @@ class Cursor:
         if row < self._first:
             self._begin()
         while self._held is None or row >= self._first + len(self._held):
-            self._first += len(self._held) if self._held is not None else 0
+            done, self._held = self._held, None
+            self._first += len(done) if done is not None else 0
             try:
                 self._held = next(self._coming, None)
             except FAILURES:
@@ -224,6 +252,38 @@ class Cursor:
             if self._held is None:
                 raise ValueError("its row group breaks off before it")
         return self._held.slice(row - self._first, 1)
+
+
+def list_files(path: str) -> dict[str, storage.FileInfo]:
+    """A Parquet file, or those in a folder and in the folders inside it, by their names from there.
+
+    They end in .parquet, or no file does: then they are those that begin like one.
+
+    Raises:
+        UserError: where there is none.
+    """
+    where, inner = storage.filesystem(path)
+    info = where.get_file_info(inner)
+    if info.is_file:
+        return {
+            info.base_name: storage.FileInfo(
+                path=path, name=info.base_name, size=info.size, mtime_ns=info.mtime_ns or 0,
+                is_file=True,
+            )
+        }  # fmt: skip
+    found: dict[str, storage.FileInfo] = {}
+    for entry in _visible(path):
+        inside = [entry] if entry.is_file else [e for e in _visible(entry.path) if e.is_file]
+        found |= {e.path[len(path.rstrip("/")) + 1 :]: e for e in inside}
+    named = {name: entry for name, entry in found.items() if name.endswith(".parquet")}
+    named = named or {n: e for n, e in found.items() if storage.read_bytes(e.path, 4) == MAGIC}
+    if not named:
+        raise UserError(f"{path}: no Parquet file in it")
+    return dict(sorted(named.items()))
+
+
+def _visible(path: str) -> list[storage.FileInfo]:
+    return [entry for entry in storage.listdir(path) if entry.name[0] not in "._"]
 
 
 def _footer_length(stream: pa.NativeFile, size: int) -> int:
@@ -268,4 +328,5 @@ def _batch(chunk: pq.ColumnChunkMetaData, rows: int) -> int:
 
 
 def line(error: BaseException) -> str:
+    """The message of an error of pyarrow on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
