@@ -13,8 +13,9 @@ from raypipe.formats.pair_set import PairSet
 from raypipe.formats.pickles import Array, PickleError, loads
 
 _XZ_MAGIC = b"\xfd7zXZ\0"
-# JPEG does not compress. A set that does this well is no set, but a file made to fill the memory.
-_RATIO, _SLACK = 20, 8 << 20
+# JPEG does not compress, but an image that stands in many pairs does. A set that unpacks to more
+# than so many times its size and some more, or to more than 4 GiB, is made to fill the memory.
+_RATIO, _SLACK, _MOST = 100, 8 << 20, 4 << 30
 _MEMORY = 80 << 20  # what xz -9 needs is 65 MiB
 _STREAMS = 100  # parallel compressors write one for each of their blocks, of 24 MB and more
 _PRESET = 0  # the higher ones take longer and make JPEG no smaller
@@ -69,8 +70,8 @@ def _truths(truths: Any, path: str) -> np.ndarray:
 
 
 def _decompressed(data: bytes, path: str) -> bytes:
-    """What xz compressed, no more than `_RATIO` times the file."""
-    most = max(_SLACK, _RATIO * len(data))
+    """What xz compressed, within bounds."""
+    most = min(_SLACK + _RATIO * len(data), _MOST)
     pieces: list[bytes] = []
     size = 0
     try:
@@ -85,8 +86,8 @@ def _decompressed(data: bytes, path: str) -> bytes:
                 size += len(piece)
                 if size > most:
                     raise UserError(
-                        f"{path}: holds more than {_RATIO} times its size, as no set of images "
-                        "does: refused"
+                        f"{path}: unpacks to more than {most:,} bytes, as no set of images of its "
+                        "size does: refused"
                     )
             data = stream.unused_data.lstrip(b"\0")  # what may stand between two streams
             if not data:
