@@ -34,7 +34,7 @@ _SPECIAL = (b"__keys__", b"__len__", b"__classnum__")
 _LEAST = 16  # bytes of the smallest record: a pointer, a node, a key and a value
 _PART_RECORDS, _PART_BYTES = 50_000, 256 * 2**20
 _BATCH = 8192  # records looked up at a time
-_LEAVES = 256  # pages parsed at a time
+_LEAVES = 64  # pages parsed at a time
 _WINDOW = 4 * 2**20  # bytes of values read at a time
 _GAP = 64 * 1024  # a value larger than this is not read for its label
 _COMMIT_BYTES, _COMMIT_PUTS = 32 * 2**20, 5000  # held in memory before they are written
@@ -119,9 +119,8 @@ class LmdbReader(KeyedReader):
 
     def part_records(self, part: Part) -> Iterator[Record | Damage]:
         """See `KeyedReader`."""
-        if part.start == 0 and (offset := self._pages.lost_root) is not None:
-            what = "the root of the last commit is lost; what the commit before it holds is read"
-            yield Damage(self.path, offset, what)
+        if part.start == 0:
+            yield from self._lost()
         for window in self._windows(self._numbers(part), images=True):
             yield from self._records(window)
             # Freed before the next is read, its memory is used again: twice as fast as new memory.
@@ -144,6 +143,16 @@ class LmdbReader(KeyedReader):
                 image = window.data[start:stop] if fault < 0 else self._damage(window, i)
                 found[f"{self._name}@{number}"] = image
         return [found[source] for source in sources]
+
+    def _lost(self) -> Iterator[Damage]:
+        """Damage to what is no record. A file that was cut off loses the list of keys first."""
+        if (offset := self._pages.lost_root) is not None:
+            what = "the root of the last commit is lost; what the commit before it holds is read"
+            yield Damage(self.path, offset, what)
+        for key in _SPECIAL:
+            offset, size = self._pages.lookup(key)
+            if size < 0 and size != ~MISSING:
+                yield Damage(self.path, offset, f"{key.decode()} {_FAULTS[~size]}")
 
     def _records_in_file(self) -> int:
         if self._count is None:

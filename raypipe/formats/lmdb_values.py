@@ -25,7 +25,7 @@ _SHORT_BYTES = range(0xA0, 0xC0)  # the code says the length
 _SHORT_INTEGERS = range(0x80)
 # numpy's loader makes an array of any size that a header asks for, and evaluates the header.
 _NPY = re.compile(
-    rb"\x93NUMPY(?:\x01\0..|[\x02\x03]\0....)\{'descr': '([<|][iuf][1248])', "
+    rb"\x93NUMPY(?:\x01\0..|[\x02\x03]\0....)\{'descr': '([<>|][iuf][1248])', "
     rb"'fortran_order': (?:False|True), 'shape': \(([0-9, ]{0,60})\), *\} *\n",
     re.DOTALL,
 )
