@@ -4,6 +4,7 @@
 2. A stage like any other: identities are marked or refilled (`identities/`, a face set).
 3. The shuffle: images go from identities to shards through files (`raypipe.exchange`), and each
    shard is written as Parquet and as a tar.
+4. A dataset card and Croissant metadata beside the shards (`raypipe.provenance`).
 
 Why not Ray's own shuffle: `Dataset.sort("position", boundaries=...)` does give one block a shard,
 and `groupby("shard").map_groups` one group; the files are the same bytes. But every image stays in
@@ -30,6 +31,7 @@ from raypipe.config.assemble import AssembleConfig
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.manifest import Manifest, read_manifest
+from raypipe.provenance import write_card
 
 
 def run(config: Build) -> Manifest:
@@ -43,6 +45,7 @@ def run(config: Build) -> Manifest:
     inputs = {"screen": screened.content_digest}
     work = begin(config, job="assemble", settings=matters, inputs=inputs)
     if work.manifest:
+        _describe(config, work.manifest.counts, work.manifest.extra)
         return work.manifest
     connect(config)
     plan = work.path("plan.parquet")
@@ -86,11 +89,21 @@ def run(config: Build) -> Manifest:
     storage.delete(work.path(exchange.EXCHANGE))
     # The accounts of the face set, so that they can be followed from the base set to here.
     counts = {name: identities.counts[name] for name in ("identities", "images")}
-    return work.finish(
-        {**counts, "training_set": {**summary, "shards": len(ranges)}},
-        training_set.content_digest(files.values()),
-        {"files": files},
-    )
+    counts["training_set"] = {**summary, "shards": len(ranges)}
+    extra = {"files": files, "generators": ray.get(_generators.remote(work.root))}
+    _describe(config, counts, extra)
+    return work.finish(counts, training_set.content_digest(files.values()), extra)
+
+
+def _describe(config: Build, counts: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Writes the card; at every run, for the licences that the configuration states may change."""
+    generators = [(name, weights) for name, weights in extra.get("generators", [])]
+    write_card(config, counts, extra["files"], generators)
+
+
+@ray.remote(num_cpus=1)
+def _generators(root: str) -> list[tuple[str, str]]:
+    return training_set.generators(root)
 
 
 @ray.remote(num_cpus=1)

@@ -11,6 +11,7 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.errors import UserError
 from raypipe.manifest import MANIFEST, STARTED, Manifest, Origin, read_manifest
+from raypipe.provenance import LICENCES
 from raypipe.report.document import document
 from raypipe.report.workspace import Workspace
 
@@ -30,6 +31,9 @@ def run(config: Build) -> Manifest:
     inputs = {job: manifest.content_digest for job, manifest in workspace.manifests.items()}
     if not inputs:
         raise UserError(f"report: no job is finished in {config.workspace}; run one first")
+    licences = workspace.path("assemble", LICENCES)  # not in the digest of what was assembled
+    if "assemble" in inputs and storage.exists(licences):
+        inputs["licences"] = storage.sha256_file(licences)
     settings = config.report.model_dump()
     root = workspace.path("report")
     earlier = read_manifest(root)

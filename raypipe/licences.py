@@ -139,7 +139,10 @@ def consequences(found: Sequence[Use]) -> list[str]:
             f"on, and state it in the configuration (`licence:`)."
         )
     if not sentences:
-        sentences.append("Every licence is stated, and none is limited to research.")
+        sentences.append(
+            "A licence is named for everything this set was made from, and none of them names "
+            "research or non-commercial use as its limit."
+        )
     return sentences
 
 

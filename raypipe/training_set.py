@@ -20,20 +20,22 @@ from raypipe.formats.tar import Shard
 
 PARQUET, WEBDATASET = "parquet", "webdataset"
 
-_ABOUT = [
-    ("label", pa.int64()),  # 0..K-1
-    ("identity_id", pa.string()),
-    ("image_id", pa.string()),  # unique within the identity
-    ("source", pa.string()),  # of the identity: "base", "new"
-    ("phase", pa.int32()),  # of the curriculum, from 0
-    ("position", pa.int64()),  # in the order of training, from 0
-    ("origin", pa.string()),  # where the bytes came from
-    ("parent", pa.string()),  # image_id of the image it was made from
-    ("generator", pa.string()),
-    ("weights", pa.string()),  # hex SHA-256 of the generator's weights
-    ("prompt", pa.string()),
-    ("seed", pa.int64()),
-]
+# Of every image: column → type, and what it is.
+COLUMNS = {
+    "label": (pa.int64(), "class number, 0 to the number of identities - 1"),
+    "identity_id": (pa.string(), "who it is: source/name"),
+    "image_id": (pa.string(), "name of the image, unique within the identity"),
+    "source": (pa.string(), "which source the identity came from"),
+    "phase": (pa.int32(), "phase of the curriculum, from 0"),
+    "position": (pa.int64(), "place in the order of training, from 0"),
+    "origin": (pa.string(), "where the bytes came from: a path in the source, or what made them"),
+    "parent": (pa.string(), "image_id of the image it was made from"),
+    "generator": (pa.string(), "what made it, where it is synthetic or augmented"),
+    "weights": (pa.string(), "hex SHA-256 of the generator's weights"),
+    "prompt": (pa.string(), "text it was made from"),
+    "seed": (pa.int64(), "seed it was made from"),
+}
+_ABOUT = [(name, kind) for name, (kind, _) in COLUMNS.items()]
 # How rows travel to their shard. The key is that of the WebDataset sample.
 FLAT = pa.schema([("key", pa.string()), ("data", pa.binary()), *_ABOUT])
 
@@ -177,6 +179,19 @@ def write_tar_index(folder: str, images: Sequence[int]) -> None:
     ]
     index = {"wids_version": 1, "shardlist": shards}
     storage.write_json(storage.join(folder, "index.json"), index)
+
+
+def generators(root: str) -> list[tuple[str, str]]:
+    """What made images of the set: name and hex SHA-256 of its weights, sorted, each pair once."""
+    found: set[tuple[str, str]] = set()
+    for entry in storage.listdir(storage.join(root, PARQUET)):
+        where, inner = storage.filesystem(entry.path)
+        table = pq.read_table(inner, columns=["generator", "weights"], filesystem=where)
+        pairs = table.filter(table["weights"].is_valid()).group_by(["generator", "weights"])
+        found |= {
+            (row["generator"] or "", row["weights"]) for row in pairs.aggregate([]).to_pylist()
+        }
+    return sorted(found)
 
 
 def content_digest(digests: Iterable[str]) -> str:

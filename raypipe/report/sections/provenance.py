@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from raypipe.licences import NOT_STATED, Use
+from raypipe.provenance import LICENCES
 from raypipe.report.blocks import Badge, Block, Cell, Section, Table
 from raypipe.report.words import short_digest, size
 from raypipe.report.workspace import JOBS, Workspace
@@ -117,10 +119,34 @@ def _sources(workspace: Workspace) -> Table | None:
     )
 
 
+def _licences(workspace: Workspace) -> Table | None:
+    """What the training set was made from, and under which licence that stands."""
+    found = workspace.json("assemble", LICENCES)
+    if found is None:
+        return None
+    uses = [Use(**use) for use in found]
+    rows = []
+    for use in uses:
+        licence: Cell = use.licence
+        if use.licence == NOT_STATED or use.restricted:
+            licence = Badge(text=use.licence, tone="warn")
+        rows.append((f"{use.kind} {use.name}", use.role, licence, use.said_by))
+    return Table(
+        caption="Licences of what the training set was made from",
+        head=("What", "Used as", "Licence", "Said by"),
+        rows=tuple(rows),
+    )
+
+
 def section(workspace: Workspace) -> Section:
     """The section of all manifests."""
     blocks: list[Block] = []
-    for table in (_accounts(workspace), _sources(workspace), _manifests(workspace)):
+    for table in (
+        _accounts(workspace),
+        _sources(workspace),
+        _licences(workspace),
+        _manifests(workspace),
+    ):
         if table:
             blocks.append(table)
     lead = (
