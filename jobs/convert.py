@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from raypipe.formats.verification import read_pairs, write_pairs
 
 from jobs.progress import Bar, console
 from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.formats import DamagedError, Record, open_reader, open_writer
 from raypipe.formats.by_label import by_label
-from raypipe.formats.detect import FORMATS, PAIR_FORMATS, WRITERS, kind_of
+from raypipe.formats.detect import FORMATS, PAIR_FORMATS, WRITERS
+from raypipe.formats.verification import convert_pairs, is_pair_set
 
 
 class Converted(NamedTuple):
@@ -41,16 +41,17 @@ def convert(source: str, target: str, format: str, mask: str | None = None) -> C
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
-    if kind_of(source)[0] != "pairs" and format in WRITERS:
-        return _images(source, target, format, mask)
-    if format not in PAIR_FORMATS:
+    pairs = is_pair_set(source)
+    if format not in (PAIR_FORMATS if pairs else WRITERS):
+        what, right = ("verification", PAIR_FORMATS) if pairs else ("training", WRITERS)
         raise UserError(
-            f"{source}: a verification set, which {format!r} cannot hold; "
-            f"formats for it: {', '.join(PAIR_FORMATS)}"
+            f"{source}: a {what} set, which {format!r} cannot hold; "
+            f"formats for it: {', '.join(right)}"
         )
-    images, issame = read_pairs(source)
-    write_pairs(target, images, issame, format)
-    return Converted(f"{target}: {len(issame):,} pairs as {format}")
+    if pairs:
+        count = convert_pairs(source, target, format)
+        return Converted(f"{target}: {count:,} pairs as {format}")
+    return _images(source, target, format, mask)
 
 
 def _images(source: str, target: str, format: str, mask: str | None) -> Converted:

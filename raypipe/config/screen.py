@@ -8,7 +8,7 @@ from raypipe.config.ingest import SourceConfig
 
 
 class GalleryConfig(SourceConfig):
-    """Photographs of real people that no identity of the set may be; its name is also a folder's."""
+    """Photographs of real people that no identity may be; its name is also a folder's."""
 
     aligner: AlignerConfig | None = Field(
         None, description="aligns faces to 112×112 pixels; none: the images are aligned already"

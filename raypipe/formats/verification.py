@@ -12,7 +12,7 @@ import numpy as np
 
 from raypipe import storage
 from raypipe.errors import UserError
-from raypipe.formats.detect import is_folder, kind_of
+from raypipe.formats.detect import PAIR_FORMATS, is_folder, kind_of
 from raypipe.formats.pair_pickles import read_pickle, write_pickle
 from raypipe.formats.pair_pixels import npy_files, read_npy
 from raypipe.formats.pair_rows import open_parquet, read_parquet, write_parquet
@@ -21,7 +21,6 @@ from raypipe.formats.pairs_txt import digest_pairs_txt, read_pairs_txt, write_pa
 from raypipe.formats.staging import staged
 from raypipe.manifest import digest_of
 
-PAIR_FORMATS = ("bin", "xz", "pairs", "parquet")
 _READERS = {
     "pickle": read_pickle,
     "pairs": read_pairs_txt,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raypipe.formats.verification import read_pairs
 
 from jobs.convert import convert
 from raypipe.errors import UserError
 from raypipe.formats import Record, open_reader, open_writer
 from raypipe.formats.detect import WRITERS
+from raypipe.formats.verification import read_pairs
 from raypipe.images import encode_jpeg, encode_png
 
 FILES = Path(__file__).parents[1] / "data" / "formats"
@@ -129,6 +129,8 @@ def test_a_verification_set_goes_into_its_own_formats_only(tmp_path: Path) -> No
     assert read_pairs(str(tmp_path / "back"))[0] == images
     with pytest.raises(UserError, match="a verification set, which 'hsface' cannot hold"):
         convert(str(FILES / "pairs_py2.bin"), str(tmp_path / "no"), "hsface")
+    with pytest.raises(UserError, match="a training set, which 'bin' cannot hold"):
+        convert(str(FILES / "train.rec"), str(tmp_path / "no"), "bin")
     with pytest.raises(UserError, match="read_pairs"):
         open_reader(str(FILES / "pairs_py2.bin"))
 

@@ -1,16 +1,21 @@
 """The ingest job, through Ray."""
 
+import json
 import os
 import shutil
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.convert import convert
 from jobs.ingest import ingest_sources, run, write_listing
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
+from raypipe.formats import open_reader, open_writer
 from raypipe.images import decode, encode_jpeg
 from raypipe.manifest import read_manifest
 from raypipe.orl import photographs
@@ -68,6 +73,68 @@ def test_what_is_no_set_fails_before_anything_is_written(tmp_path: Path, name: s
     with pytest.raises(UserError, match=str(tmp_path / name)):
         run(config)
     assert not (tmp_path / "work").exists()
+
+
+FILES = Path(__file__).parents[1] / "data" / "formats"
+TRUTH = json.loads((FILES / "truth.json").read_text())
+
+
+def wanted() -> dict[str, list[str]]:
+    """Digests of the images of each person of the files that others wrote."""
+    found: dict[str, list[str]] = {}
+    for label, digest in zip(TRUTH["labels"], TRUTH["sha256"], strict=True):
+        found.setdefault(str(label), []).append(digest)
+    return found
+
+
+@pytest.mark.slow
+def test_every_format_is_ingested_alike(tmp_path: Path, ray_cluster: None) -> None:
+    made = ["webdataset", "parquet", "im2rec", "insightface", "hsface", "folder", "lists"]
+    for format in made:
+        convert(str(FILES / "hsface.lmdb"), str(tmp_path / format), format)
+    # One shard an image: parts that the workers list, and people whose images lie apart.
+    shards = tmp_path / "apart"
+    shards.mkdir()
+    for number, record in enumerate(open_reader(str(FILES / "train.rec")).records()):
+        with open_writer(str(tmp_path / "one"), "webdataset", images=1) as writer:
+            writer.write(record)
+        (tmp_path / "one" / "shard-000000.tar").rename(shards / f"{number:02d}.tar")
+        shutil.rmtree(tmp_path / "one")
+    places = {
+        **{format: tmp_path / format for format in made},
+        "lists": next((tmp_path / "lists").glob("*.lst")),
+        "apart": shards,
+        "rec": FILES / "train.rec",
+        "lmdb": FILES / "hsface.lmdb",
+        "cut": FILES / "truncated.rec",
+    }
+    np.save(tmp_path / "mask.npy", np.arange(4, 12))
+    sources = [{"name": name, "path": str(path)} for name, path in places.items()]
+    sources.append({**sources[-2], "name": "masked", "mask": str(tmp_path / "mask.npy")})
+    config = build(tmp_path).model_dump()
+    config["ingest"]["sources"] = sources
+    manifest = run(Build(**config))
+
+    found: dict[str, dict[str, list[str]]] = {}
+    damaged = []
+    for identity in FaceSet(str(tmp_path / "work" / "ingest")).iter_identities():
+        digests = [sha256(image.data).hexdigest() for image in identity.kept]
+        damaged += [image.source for image in identity.images if image.rejected]
+        if digests:
+            people = found.setdefault(identity.source, {})
+            people[identity.identity_id.removeprefix(f"{identity.source}/")] = digests
+    cut, masked = found.pop("cut"), found.pop("masked")
+    for name, people in found.items():
+        if name in ("folder", "lists"):  # their people are called by folders
+            assert list(people.values()) == list(wanted().values()), name
+        else:
+            assert people == wanted(), name
+    assert list(chain(*masked.values())) == TRUTH["sha256"][4:12]
+    intact = list(chain(*cut.values()))
+    assert intact == TRUTH["sha256"][: len(intact)]
+    assert all(source.startswith("truncated.rec@") for source in damaged)
+    assert manifest.counts["images"]["rejected"] == {"ingest:damaged": len(damaged)}
+    assert len(damaged) >= 1
 
 
 @pytest.fixture(scope="module")

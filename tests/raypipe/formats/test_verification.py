@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.errors import UserError
+from raypipe.formats.detect import PAIR_FORMATS
 from raypipe.formats.pair_set import contiguous
 from raypipe.formats.verification import (
-    PAIR_FORMATS,
     convert_pairs,
     digest,
     is_pair_set,
