@@ -113,20 +113,22 @@ LAYOUTS: dict[str, Layout] = {
 def layout_of(blob: Blob) -> str:
     """The layout of a list, a key of `LAYOUTS`: that which fits most of the first lines.
 
+    Where the first line has a number for a label, a name in another is a fault, and no reason to
+    take the numbers for names.
+
     Raises:
         UserError: where the first line fits none.
     """
-    size = min(blob.size, _SAMPLE)
-    lines = [line for _, line in raw_lines(blob, 0, size)] or [b""]
-    fits = {
-        name: next((n for n, line in enumerate(lines) if not parse(_text(line))), len(lines))
-        for name, parse in LAYOUTS.items()
-    }
+    lines = [_text(line) for _, line in raw_lines(blob, 0, min(blob.size, _SAMPLE))] or [""]
+    fits: dict[str, int] = {}
+    for name, parse in LAYOUTS.items():
+        numbers = LAYOUTS.get(name.replace("NAME", "LABEL"), parse)
+        if numbers is parse or not numbers(lines[0]):
+            fits[name] = next((n for n, line in enumerate(lines) if not parse(line)), len(lines))
     best = max(fits, key=lambda name: fits[name])
     if not fits[best]:
         raise UserError(
-            f"{blob.path}: line 1: {_text(lines[0])!r:.80} names no image; "
-            f"expected {', '.join(LAYOUTS)}"
+            f"{blob.path}: line 1: {lines[0]!r:.80} names no image; expected {', '.join(LAYOUTS)}"
         )
     return best
 

@@ -41,9 +41,8 @@ class ListReader(KeyedReader):
         super().__init__(path, source=source, max_bytes=max_bytes)
         self._remote = storage.is_uri(path)
         self._blob = Blob(path)
-        if not self._remote:
-            path = storage.filesystem(path)[1]
-        self._root, _, self._name = path.rpartition("/")
+        self._files, inner = storage.filesystem(path)
+        self._root, _, self._name = inner.rpartition("/")
         self._folder: tuple[str, bool] = "", False
         self._layout = ""
         self._labels: dict[str, int] | None = None
@@ -110,12 +109,13 @@ class ListReader(KeyedReader):
             if found is None or found[1] != self._name:
                 raise UserError(f"{self.path}: {source!r} is no line of it")
             places.append((int(found[2]), int(found[3])))
-        # With the byte before it, which ends the line before.
-        read = self._blob.read_many([(max(at - 1, 0), size + bool(at)) for at, size in places])
+        # With the bytes before and after it, which are the ends of lines.
+        read = self._blob.read_many([(max(at - 1, 0), size + 1 + bool(at)) for at, size in places])
         lines = []
         for (offset, size), data in zip(places, read, strict=True):
-            line = data[1:] if offset else data
-            if (offset and data[:1] != b"\n") or len(line) != size or b"\n" in line:
+            line, end = data[bool(offset) :][:size], data[bool(offset) :][size:]
+            begun = not offset or data[:1] == b"\n"
+            if not begun or len(line) != size or b"\n" in line or end not in (b"", b"\n"):
                 raise UserError(f"{self.path}: no line of {size} bytes at byte {offset}")
             lines.append((line, parsed(self._blob, self._found_layout(), offset, line).path))
         loaded = self._load_all(lines)
@@ -152,7 +152,7 @@ class ListReader(KeyedReader):
             return whole, None, "ingest:outside"
         if self._remote:
             reason = "ingest:outside" if path[0] == "/" else None
-            return storage.join(self._root, *pieces), None, reason
+            return "/".join([self._root, *pieces]), None, reason
         try:
             info = os.lstat(whole)
             if path[0] != "/" and not self._inside(whole, stat.S_ISLNK(info.st_mode)):
@@ -194,9 +194,8 @@ class ListReader(KeyedReader):
             return reason
         try:
             if self._remote:
-                where, inner = storage.filesystem(whole)
                 # compression=None: by default a name that ends in .gz is unpacked
-                with where.open_input_stream(inner, compression=None) as stream:
+                with self._files.open_input_stream(whole, compression=None) as stream:
                     data = stream.read(self.max_bytes + 1)
             else:
                 with open(whole, "rb") as file:

@@ -20,40 +20,39 @@ from raypipe.formats.path_list import FolderWriter
 
 IMAGES = "images"
 
+# Both trainers update the settings of their base.py by a configuration's `config`, so it may be a
+# plain dict.
 _ARCFACE = """\
-from easydict import EasyDict as edict
-
 # To be copied into recognition/arcface_torch/configs/. What is not here is in its base.py.
-config = edict()
-config.margin_list = (1.0, 0.5, 0.0)
-config.network = "r50"
-config.output = None
-config.sample_rate = 1.0
-config.fp16 = True
-config.batch_size = 128
-config.lr = 0.1  # for 8 GPUs; 0.02 for one, as in configs/ms1mv3_r50_onegpu.py
-config.dali = False
-
-config.rec = {images!r}
-config.num_classes = {classes}
-config.num_image = {count}
-config.num_epoch = 20
-config.warmup_epoch = 0
-config.val_targets = []
+config = dict(
+    margin_list=(1.0, 0.5, 0.0),
+    network="r50",
+    output=None,
+    sample_rate=1.0,
+    fp16=True,
+    batch_size=128,
+    lr=0.1,  # for 8 GPUs; 0.02 for one, as in configs/ms1mv3_r50_onegpu.py
+    dali=False,
+    rec={images!r},
+    num_classes={classes},
+    num_image={count},
+    num_epoch=20,
+    warmup_epoch=0,
+    val_targets=[],
+)
 """
 
 _SOTA = """\
-from easydict import EasyDict
-
 # To be copied into configs/. What is not here is in its base.py.
-config = EasyDict()
-config.prefix = {name!r}
-config.head = "arcface"
-config.margin = 0.5
-config.depth = "50"
-config.num_ims = {count}
-config.train_source = {source!r}
-config.mask = None
+config = dict(
+    prefix={name!r},
+    head="arcface",
+    margin=0.5,
+    depth="50",
+    num_ims={count},
+    train_source={source!r},
+    mask=None,
+)
 """
 
 _README = """\
