@@ -15,9 +15,11 @@ import numpy as np
 
 from raypipe.errors import UserError
 from raypipe.formats.blob import Blob
+from raypipe.images import extension
 
 MAGIC = 0xCED7230A
 LENGTH = 2**29 - 1
+PAGE = 4096  # read at once where only the headers of large records are wanted
 MAX_LABEL = 2**24  # float32 tells no neighbours apart beyond
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 PAIR = struct.Struct("<II")
@@ -25,6 +27,7 @@ HEADER = struct.Struct("<IfQQ")
 # What is read of a record to tell its label: chunk header, image header, first label.
 PEEK = PAIR.size + HEADER.size + 4
 _MAGIC = MAGIC.to_bytes(4, "little")
+_ENDINGS = {"jpg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 _NEVER = 2**63 - 1
 _NOTHING = np.zeros(0, np.int64)
 _SMALLEST = PAIR.size + HEADER.size  # a record with an image takes more
@@ -148,7 +151,8 @@ class Window:
     def get(self, offset: int, length: int) -> bytes:
         """Bytes of the file, fewer at its end."""
         at = offset - self.base
-        if at < 0 or at + length > len(self.data):
+        ends = self.base + len(self.data) == self._blob.size
+        if at < 0 or (at + length > len(self.data) and not ends):
             self.load(offset, length)
             at = 0
         return self.data[at : at + length]
@@ -179,7 +183,7 @@ class Walker:
             blob: the file.
             start: 0 or where a record is looked for.
             stop: no record that begins here or later is walked over.
-            block: how many bytes are read at least at a time.
+            block: how many bytes are read at least at a time; up to `PAGE`, images are skipped.
             listed: int64, rising offsets at which an index says records begin: those from `start`
                 on, up to the first one from `stop` on.
         """
@@ -215,18 +219,18 @@ class Walker:
             self.at = self._next(at + 4, self._stop)
             return [found]
         end, size, start = found
-        inner = self._listed_from(at + 1)
-        if inner < end and self._begins(inner):
-            self.at = inner
-            return [Fault(at, f"a record of {size:,} bytes that reaches into the next one")]
         follows = end >= self._size or self._begins(end)
-        if not follows:
-            # Either the record's length is wrong, or the header that should follow.
+        inner = self._listed_from(at + 1)
+        if self.block > PAGE or not follows:
             inner = self._next(at + PAIR.size, end)
-            listed = self._listed_from(end) == end
-            if inner < end or not (listed or self._was_header(end)):
-                self.at = self._next(inner, self._stop)
-                return [Fault(at, f"no record follows its {size:,} bytes")]
+        if inner < end and self._begins(inner):
+            self.at = self._next(inner, self._stop)
+            return [Fault(at, f"a record of {size:,} bytes that reaches into the next one")]
+        # Where no header follows, either that is damaged or the record's length.
+        listed = self._listed_from(end) == end
+        if not (follows or listed or self._was_header(end) or self._is_whole(at, start, size)):
+            self.at = self._next(end, self._stop)
+            return [Fault(at, f"no record follows its {size:,} bytes")]
         head = parse_head(start, size)
         whole = Fault(at, head) if isinstance(head, str) else Span(at, end, size, head)
         if follows:
@@ -298,7 +302,7 @@ class Walker:
 
     def _listed_from(self, at: int) -> int:
         """The first listed offset from one on."""
-        place = int(np.searchsorted(self._listed, at))
+        place = int(self._listed.searchsorted(at))
         return int(self._listed[place]) if place < len(self._listed) else _NEVER
 
     def _was_header(self, at: int) -> bool:
@@ -311,6 +315,15 @@ class Walker:
         flag, _, _, id2 = HEADER.unpack_from(data, PAIR.size)
         # Any size: only the label is looked at.
         return flag < _FLAGS and id2 == 0 and isinstance(parse_head(data[8:], LENGTH), Head)
+
+    def _is_whole(self, at: int, start: bytes, size: int) -> bool:
+        """Whether the image of a record ends as images of its kind do, as far as that is known."""
+        head = parse_head(start, size)
+        if isinstance(head, str):
+            return False
+        kind = extension(self._look(at + PAIR.size + head.begin, 12))
+        ending = _ENDINGS.get(kind or "", b"")
+        return self._look(at + PAIR.size + size - len(ending), len(ending)) == ending
 
 
 def _is_start(head: bytes) -> bool:

@@ -52,6 +52,8 @@ def read_index(file: Stamped) -> Index:
     Raises:
         UserError: for a line that is something else, and a key or an offset that comes twice.
     """
+    if not file.size:
+        return Index(np.zeros(0, np.int64), np.zeros(0, np.int64))
     types = {"key": pa.int64(), "offset": pa.int64()}
     table = pa.Table.from_batches(_batches(file, types), pa.schema(types))
     keys, offsets = table["key"].to_numpy(), table["offset"].to_numpy()
@@ -76,6 +78,8 @@ def read_names(file: Stamped) -> dict[int, str]:
     Raises:
         UserError: for a line that is neither.
     """
+    if not file.size:
+        return {}
     head = storage.read_bytes(file.path, _HEAD).partition(b"\n")[0].rstrip(b"\r").split(b"\t")
     if len(head) < 3:
         raise _bad(file, "row #1: not three columns, `index TAB label TAB path`")
@@ -143,12 +147,11 @@ class Keys:
             self.listed = index.offsets[first : last + 1]
             self._at = 0
 
-    def take(self, offsets: np.ndarray, end: int) -> np.ndarray:
+    def take(self, offsets: np.ndarray) -> np.ndarray:
         """The keys of the next records, as far as they are where the index lists them.
 
         Args:
             offsets: int64 (records,), where they begin.
-            end: where the last one ends.
 
         Returns:
             int64 (n,), n up to the number of records.
@@ -160,9 +163,6 @@ class Keys:
         listed = self.listed[at : at + len(offsets)]
         differ = np.flatnonzero(listed != offsets[: len(listed)])
         count = min(int(differ[0]) if len(differ) else len(listed), len(self._keys) - at)
-        # Another record may be listed inside the last one.
-        if count == len(offsets) and np.any(self.listed[at + count : at + count + 1] < end):
-            count -= 1
         self._at += count
         return self._keys[at : at + count]
 

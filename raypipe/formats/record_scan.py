@@ -51,7 +51,7 @@ class Scanner:
         window, at = self._walker.window, self._walker.at
         window.get(at, 1)
         self._scan()
-        first = int(np.searchsorted(self._starts, at - window.base))
+        first = int(self._starts.searchsorted(at - window.base))
         if first >= len(self._starts) - 1 and window.base < at:  # goes on beyond the window
             window.load(at)
             self._scan()
@@ -59,12 +59,12 @@ class Scanner:
         base = window.base
         if first >= len(self._starts) or self._starts[first] != at - base:
             return None
-        last = int(self._bad[np.searchsorted(self._bad, first)])
-        last = min(last, int(np.searchsorted(self._starts, self._stop - base)))
+        last = int(self._bad[self._bad.searchsorted(first)])
+        last = min(last, int(self._starts.searchsorted(self._stop - base)))
         if last == first:
             return None
         offsets = self._starts[first:last] + base
-        keys = self._keys.take(offsets, int(self._ends[last - 1]) + base)
+        keys = self._keys.take(offsets)
         some = slice(first, first + len(keys))
         if not len(keys):
             return None
@@ -87,7 +87,8 @@ class Scanner:
             return
         self._data = data
         words = np.frombuffer(data, "<u4", len(data) // 4)
-        starts = np.flatnonzero(words == MAGIC)
+        # More than there is room for images are left for later, which bounds the memory.
+        starts = np.flatnonzero(words == MAGIC)[: len(words) // _HEADS + 2]
         if len(starts) and starts[-1] + 1 == len(words):
             starts = starts[:-1]
         self._starts = starts * 4

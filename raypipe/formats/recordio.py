@@ -23,6 +23,7 @@ from raypipe.formats import Damage, Record
 from raypipe.formats.blob import Blob
 from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
 from raypipe.formats.record_chunks import (
+    PAGE,
     PAIR,
     PEEK,
     Fault,
@@ -44,8 +45,7 @@ from raypipe.formats.record_scan import Run, Scanner
 
 PART_BYTES = 128 * 2**20
 _BLOCK = 2 * 2**20  # read at once where images are wanted
-_PAGE = 4096  # where only headers are, of a local file
-_REMOTE = 8 * 2**20  # a request costs more than these bytes
+_REMOTE = 4 * 2**20  # a request costs more than these bytes
 _LARGE = 2**16
 _SOURCE = re.compile(r"(.*)@(\d{1,18})\+(\d{1,18})")
 
@@ -74,8 +74,9 @@ class RecordReader(KeyedReader):
     def stamp(self) -> str:
         """See `KeyedReader`."""
         folder = self.path.rpartition("/")[0] or "."
-        files = [self.path, f"{self._stem}.idx", f"{self._stem}.lst"]
-        return "\n".join(str(stamped(file)) for file in [*files, storage.join(folder, "property")])
+        paths = [self.path, *(self._stem + end for end in (".idx", ".lst"))]
+        found = [stamped(path) for path in [*paths, storage.join(folder, "property")]]
+        return "\n".join(f"{file and file[1:]}" for file in found) + self._name
 
     def parts(self) -> list[Part]:
         """Byte ranges; a record belongs to where it begins. Without .idx they are counted first."""
@@ -118,7 +119,7 @@ class RecordReader(KeyedReader):
         """The records of a part, many or one at a time, and its faults; -1 for want of a key."""
         scanner = Scanner(walker, keys, part.stop)
         while walker.at < part.stop:
-            run = scanner.run() if walker.block > _PAGE else None
+            run = scanner.run() if walker.block > PAGE else None
             if run is not None:
                 yield run
             else:
@@ -171,7 +172,7 @@ class RecordReader(KeyedReader):
         """
         local = isinstance(storage.filesystem(self.path)[0], fs.LocalFileSystem)
         large = part.stop - part.start > _LARGE * len(keys.listed) > 0
-        block = _REMOTE if not local else _PAGE if large else _BLOCK
+        block = _REMOTE if not local else PAGE if large else _BLOCK
         return Walker(self._blob, part.start, part.stop, block=block, listed=keys.listed)
 
     def _count(self) -> list[int]:
