@@ -15,39 +15,12 @@ import pyarrow.parquet as pq
 
 from raypipe import storage
 from raypipe.errors import UserError
+from raypipe.formats.parquet_footer import read_groups
 
 MAGIC = b"PAR1"
 FAILURES = (pa.ArrowException, OSError, ValueError, MemoryError)
-# Rows read at once hold about so many bytes of images, and are at most so many.
-_BATCH_BYTES, _BATCH_ROWS = 16 * 2**20, 1000
 _SMALL_ROWS = 50_000  # read at once without their images
 _BUFFER = 2**20
-# A row group holds at most one row for each byte of its images and some more, which may be the same
-# picture many times; and unpacks to so many times its bytes and some more. JPEG and PNG do not.
-_SAME = 10_000
-_RATIO, _SLACK = 32, 16 * 2**20
-
-
-class Group(NamedTuple):
-    """A row group.
-
-    Attributes:
-        first: its first row in the file.
-        rows: how many it has.
-        offset: of its images in the file, in bytes.
-        size: bytes of its images.
-        nulls: whether its footer says that images are missing.
-        batch: rows to read at once.
-        fault: why it cannot be read, None where nothing is wrong with it.
-    """
-
-    first: int
-    rows: int
-    offset: int
-    size: int
-    nulls: bool
-    batch: int
-    fault: str | None
 
 
 class FooterError(ValueError):
@@ -118,7 +91,12 @@ class ParquetFile(ABC):
             self._file = pq.ParquetFile(
                 stream, metadata=plain.metadata, read_dictionary=self.leaves.texts, **options
             )
-            self.groups = self._groups()
+            self.groups = read_groups(
+                stream.read_at(footer, self.size - 8 - footer),
+                self.leaves.data,
+                [*self.leaves.others, *self.leaves.beside],
+                self.size,
+            )
         except FAILURES as error:
             if isinstance(error, UserError):
                 raise
@@ -137,28 +115,6 @@ class ParquetFile(ABC):
     def rows(self) -> int:
         """How many there are."""
         return sum(group.rows for group in self.groups)
-
-    def _groups(self) -> list[Group]:
-        found, first, footer = [], 0, self._file.metadata
-        leaves = [footer.schema.column(i).path for i in range(footer.num_columns)]
-        wanted = {self.leaves.data, *self.leaves.others, *self.leaves.beside}
-        used = [i for i, leaf in enumerate(leaves) if leaf in wanted]
-        image = leaves.index(self.leaves.data)
-        for number in range(footer.num_row_groups):
-            group = footer.row_group(number)
-            chunk, rows = group.column(image), group.num_rows
-            fault = None
-            if rows < 0 or rows > chunk.total_compressed_size + _SAME:
-                fault = f"it claims {rows:,} rows in {chunk.total_compressed_size:,} bytes"
-                rows = 0
-            for i in used if group.num_rows else ():
-                fault = fault or _fault(group.column(i), self.size)
-            statistics = chunk.statistics
-            nulls = bool(statistics and statistics.has_null_count and statistics.null_count)
-            size = chunk.total_compressed_size
-            found.append(Group(first, rows, _start(chunk), size, nulls, _batch(chunk, rows), fault))
-            first += rows
-        return found
 
     def group_of(self, row: int) -> int | None:
         """The row group that a row of the file is in."""
@@ -294,37 +250,6 @@ def _footer_length(stream: pa.NativeFile, size: int) -> int:
     if length > size - 12:
         raise FooterError(size - 8, f"a footer of {length:,} bytes in a file of {size:,}")
     return length
-
-
-def _start(chunk: pq.ColumnChunkMetaData) -> int:
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-        return min(chunk.dictionary_page_offset, chunk.data_page_offset)
-    return chunk.data_page_offset
-
-
-def _fault(chunk: pq.ColumnChunkMetaData, size: int) -> str | None:
-    """What is wrong with a column of a row group."""
-    start, packed, unpacked = (
-        _start(chunk),
-        chunk.total_compressed_size,
-        chunk.total_uncompressed_size,
-    )
-    if start < 4 or packed < 0 or start + packed > size:
-        return f"it claims bytes {start:,} to {start + packed:,} of {size:,}"
-    if unpacked < 0 or unpacked > _RATIO * packed + _SLACK:
-        return f"{packed:,} bytes claim to unpack to {unpacked:,}"
-    return None
-
-
-def _batch(chunk: pq.ColumnChunkMetaData, rows: int) -> int:
-    """Rows that hold some megabytes of images together."""
-    packed = max(chunk.total_compressed_size, 1)
-    unpacked = max(chunk.total_uncompressed_size, 1)
-    most = _BATCH_BYTES * rows // unpacked
-    if chunk.has_dictionary_page:  # any of the rows may be the largest of its pictures
-        page = max(chunk.data_page_offset - _start(chunk), 1) * -(-unpacked // packed)
-        most = min(most, 4 * _BATCH_BYTES // page)
-    return max(1, min(most, _BATCH_ROWS))
 
 
 def line(error: BaseException) -> str:

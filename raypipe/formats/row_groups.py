@@ -18,11 +18,11 @@ from raypipe.formats.parquet_file import (
     FAILURES,
     Cursor,
     FooterError,
-    Group,
     ParquetFile,
     line,
     list_files,
 )
+from raypipe.formats.parquet_footer import Group
 
 _PART_ROWS, _PART_BYTES = 50_000, 256 * 10**6
 _FILES_AT_ONCE = 16

@@ -1,0 +1,198 @@
+"""What the footer of a Parquet file says of its row groups, read without trust.
+
+pyarrow ends the whole process when it is asked about a row group whose statistics contradict each
+other (`terminate called after throwing parquet::ParquetException`), so it is not asked. The footer
+is a struct in Thrift's compact protocol (apache/parquet-format, src/main/thrift/parquet.thrift, and
+apache/thrift, doc/specs/thrift-compact-protocol.md).
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+# Bytes of a row group's images are at least as many as its rows, but for some more, which may be
+# the same picture many times; and they unpack to so many times as many and some more. JPEG and PNG
+# do not get smaller.
+_SAME = 10_000
+_RATIO, _SLACK = 32, 16 * 2**20
+# Rows read at once hold about so many bytes of images, and are at most so many.
+_BATCH_BYTES, _BATCH_ROWS = 16 * 2**20, 1000
+_DEEPEST = 16
+_INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (4, 5, 6), 7, 8, (9, 10), 12
+_TRUE, _FALSE, _BYTE = 1, 2, 3
+
+
+class Group(NamedTuple):
+    """A row group.
+
+    Attributes:
+        first: its first row in the file.
+        rows: how many it has.
+        offset: of its images in the file, in bytes.
+        size: bytes of its images.
+        nulls: whether it says that images are missing.
+        batch: rows to read at once, so that they are some megabytes.
+        fault: why it cannot be read, None where nothing is wrong with it.
+    """
+
+    first: int
+    rows: int
+    offset: int
+    size: int
+    nulls: bool
+    batch: int
+    fault: str | None
+
+
+class _Chunk(NamedTuple):
+    """A column of a row group: where it is, its bytes as they lie and unpacked."""
+
+    start: int
+    packed: int
+    unpacked: int
+    dictionary: int  # bytes of its dictionary, 0 where it has none
+    nulls: int
+
+
+def read_groups(footer: bytes, data: str, others: Sequence[str], size: int) -> list[Group]:
+    """The row groups of a file.
+
+    Args:
+        footer: its bytes.
+        data: path of the column of images: "image.bytes".
+        others: paths of the other columns that will be read.
+        size: bytes of the file.
+
+    Raises:
+        ValueError: where it is no such footer.
+    """
+    meta = _Compact(footer).struct()
+    found, first = [], 0
+    for group in _list(meta, 4):
+        columns = {}
+        for column in _list(group, 1):
+            about = column.get(3)
+            if isinstance(about, dict):
+                name = ".".join(part.decode("utf-8", "replace") for part in _list(about, 3, bytes))
+                columns[name] = _chunk(about)
+        rows, images = _integer(group, 3), columns.get(data)
+        if images is None:
+            raise ValueError(f"a row group has no column {data!r}")
+        fault = None
+        for name in (data, *others):
+            chunk = columns.get(name)
+            fault = fault or ("a column is missing" if chunk is None else _fault(chunk, size))
+        if rows < 0 or rows > images.packed + _SAME:
+            fault, rows = f"it claims {rows:,} rows in {images.packed:,} bytes", 0
+        nulls = images.nulls > 0
+        batch = _batch(images, rows)
+        found.append(Group(first, rows, images.start, images.packed, nulls, batch, fault))
+        first += rows
+    return found
+
+
+def _chunk(about: dict[int, Any]) -> _Chunk:
+    start = pages = _integer(about, 9)
+    if 0 < _integer(about, 11) < pages:
+        start = _integer(about, 11)
+    statistics = about.get(12)
+    nulls = _integer(statistics, 3) if isinstance(statistics, dict) else 0
+    return _Chunk(start, _integer(about, 7), _integer(about, 6), pages - start, nulls)
+
+
+def _fault(chunk: _Chunk, size: int) -> str | None:
+    """What is wrong with a column of a row group."""
+    end = chunk.start + chunk.packed
+    if chunk.start < 4 or chunk.packed < 0 or end > size:
+        return f"it claims bytes {chunk.start:,} to {end:,} of {size:,}"
+    if chunk.unpacked < 0 or chunk.unpacked > _RATIO * chunk.packed + _SLACK:
+        return f"{chunk.packed:,} bytes claim to unpack to {chunk.unpacked:,}"
+    return None
+
+
+def _batch(chunk: _Chunk, rows: int) -> int:
+    packed, unpacked = max(chunk.packed, 1), max(chunk.unpacked, 1)
+    most = _BATCH_BYTES * rows // unpacked
+    if chunk.dictionary:  # any of the rows may be the largest of its pictures
+        most = min(most, 4 * _BATCH_BYTES // (chunk.dictionary * -(-unpacked // packed)))
+    return max(1, min(most, _BATCH_ROWS))
+
+
+def _integer(fields: dict[int, Any], key: int) -> int:
+    value = fields.get(key, 0)
+    if not isinstance(value, int):
+        raise ValueError(f"field {key} is no integer")
+    return value
+
+
+def _list(fields: dict[int, Any], key: int, kind: type = dict) -> list[Any]:
+    value = fields.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise ValueError(f"field {key} is no list as expected")
+    return value
+
+
+class _Compact:
+    """A value in Thrift's compact protocol; structs become dictionaries by field number."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._place = 0
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """The struct that begins here."""
+        if depth > _DEEPEST:
+            raise ValueError("structs in structs without end")
+        fields: dict[int, Any] = {}
+        key = 0
+        while head := self._byte():
+            key = key + (head >> 4) if head >> 4 else self._signed()
+            kind = head & 15
+            fields[key] = kind == _TRUE if kind in (_TRUE, _FALSE) else self._value(kind, depth)
+        return fields
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in (_TRUE, _FALSE, _BYTE):
+            return self._byte()
+        if kind in _INTEGERS:
+            return self._signed()
+        if kind == _BINARY:
+            return self._bytes(self._varint())
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind in _LISTS:
+            head = self._byte()
+            count = self._varint() if head >> 4 == 15 else head >> 4
+            if count > len(self._data) - self._place or depth > _DEEPEST:
+                raise ValueError(f"a list of {count:,} in {len(self._data):,} bytes")
+            return [self._value(head & 15, depth + 1) for _ in range(count)]
+        if kind == _DOUBLE:
+            return struct.unpack("<d", self._bytes(8))[0]
+        raise ValueError(f"a value of unknown type {kind}")
+
+    def _bytes(self, count: int) -> bytes:
+        if count > len(self._data) - self._place:
+            raise ValueError("it breaks off")
+        self._place += count
+        return self._data[self._place - count : self._place]
+
+    def _byte(self) -> int:
+        if self._place == len(self._data):
+            raise ValueError("it breaks off")
+        self._place += 1
+        return self._data[self._place - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+            if shift > 63:
+                raise ValueError("a number without end")
+
+    def _signed(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
