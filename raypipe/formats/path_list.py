@@ -43,6 +43,7 @@ class ListReader(KeyedReader):
         self._blob = Blob(path)
         self._files, inner = storage.filesystem(path)
         self._root, _, self._name = inner.rpartition("/")
+        self._inside_of = os.path.realpath(self._root).rstrip("/") + "/"
         self._folder: tuple[str, bool] = "", False
         self._layout = ""
         self._labels: dict[str, int] | None = None
@@ -170,16 +171,16 @@ class ListReader(KeyedReader):
 
     def _inside(self, path: str, is_link: bool) -> bool:
         """Whether a path stays in the list's folder when its links are followed."""
-        root = os.path.realpath(self._root).rstrip("/") + "/"
         if is_link:
-            return os.path.realpath(path).startswith(root)
+            return os.path.realpath(path).startswith(self._inside_of)
         folder = path.rpartition("/")[0]
         if folder != self._folder[0]:  # most often it is that of the line before
-            inside = f"{os.path.realpath(folder)}/".startswith(root)
+            inside = f"{os.path.realpath(folder)}/".startswith(self._inside_of)
             self._folder = folder, inside
         return self._folder[1]
 
     def _load_all(self, lines: list[tuple[bytes, str]]) -> list[bytes | str]:
+        self._folder = "", False  # it may have become a link since
         if not self._remote:
             return [self._load(*line) for line in lines]
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -189,17 +190,19 @@ class ListReader(KeyedReader):
         """The bytes of an image, or why they are not read."""
         if not _is_text(raw):
             return "ingest:bad_name"
-        whole, _, reason = self._look(path)
+        whole, size, reason = self._look(path)
         if reason is not None:
             return reason
+        # Asked for more than there is, Python would first allocate all of it.
+        most = self.max_bytes if size is None else size
         try:
             if self._remote:
                 # compression=None: by default a name that ends in .gz is unpacked
                 with self._files.open_input_stream(whole, compression=None) as stream:
-                    data = stream.read(self.max_bytes + 1)
+                    data = stream.read(most + 1)
             else:
-                with open(whole, "rb") as file:
-                    data = file.read(self.max_bytes + 1)
+                with open(whole, "rb", buffering=0) as file:
+                    data = file.read(most + 1)
         except FileNotFoundError:
             return "ingest:missing"
         except PermissionError:
