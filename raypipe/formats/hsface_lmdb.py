@@ -8,7 +8,7 @@ how many there are; `__keys__`, which lists every key, is written for others and
 import io
 import re
 from collections.abc import Iterator, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ _SHARED, _LAYOUT, _FEATURE = range(len(FAULTS), len(FAULTS) + 3)
 _SPECIAL = (b"__keys__", b"__len__", b"__classnum__")
 _LEAST = 16  # bytes of the smallest record: a pointer, a node, a key and a value
 _PART_RECORDS, _PART_BYTES = 50_000, 256 * 2**20
-_BATCH = 8192  # records looked up at a time
+_BATCH = _PART_RECORDS  # records looked up at a time
 _LEAVES = 64  # pages parsed at a time
 _WINDOW = 4 * 2**20  # bytes of values read at a time
 _GAP = 64 * 1024  # a value larger than this is not read for its label
@@ -119,12 +119,11 @@ class LmdbReader(KeyedReader):
 
     def part_records(self, part: Part) -> Iterator[Record | Damage]:
         """See `KeyedReader`."""
-        if part.start == 0:
-            yield from self._lost()
-        for window in self._windows(self._numbers(part), images=True):
-            yield from self._records(window)
-            # Freed before the next is read, its memory is used again: twice as fast as new memory.
-            del window
+        lost = self._lost() if part.start == 0 else iter(())
+        # No generator here, where each record would pass through it; and none to hold a window
+        # until the next is read: the memory of one that is gone is used again, twice as fast.
+        windows = self._windows(self._numbers(part), images=True)
+        return chain(lost, chain.from_iterable(map(self._records, windows)))
 
     def fetch(self, sources: Sequence[str]) -> list[bytes | Damage]:
         """See `KeyedReader`."""
@@ -200,27 +199,32 @@ class LmdbReader(KeyedReader):
 
     def _records(self, window: _Window) -> Iterator[Record | Damage]:
         values, data = window.values, window.data
+        if values.feature_size.any() or (window.fault >= 0).any():
+            return self._mixed(window)
+        # No line of Python for each record: it would take as long as to read it.
         starts, stops = values.image.tolist(), (values.image + values.size).tolist()
-        names, numbers = map(str, values.label.tolist()), map(str, window.numbers.tolist())
+        images = map(data.__getitem__, map(slice, starts, stops))
+        labels, numbers = self._dense(values.label).tolist(), window.numbers.tolist()
+        names = map(str, values.label.tolist())
+        rows = zip(images, labels, names, map(str, numbers), repeat(None))
+        return map(tuple.__new__, repeat(Record), rows)
+
+    def _mixed(self, window: _Window) -> Iterator[Record | Damage]:
+        """The records of a window with features or damage."""
+        numbers, _, fault, values, data = window
         labels = self._dense(values.label).tolist()
-        if not values.feature_size.any() and (window.fault < 0).all():
-            # No line of Python for each record: it would take as long as to read it.
-            images = map(data.__getitem__, map(slice, starts, stops))
-            rows = zip(images, labels, names, numbers, repeat(None))
-            yield from map(tuple.__new__, repeat(Record), rows)
-            return
-        features, sizes = values.feature.tolist(), values.feature_size.tolist()
-        every = zip(starts, stops, labels, names, numbers, features, sizes, strict=True)
-        for i, (start, stop, label, name, number, at, size) in enumerate(every):
+        for i, label in enumerate(labels):
             feature = None
-            if window.fault[i] < 0 and size:
-                feature = _feature(data[at : at + size])
+            if fault[i] < 0 and values.feature_size[i]:
+                start = values.feature[i]
+                feature = _feature(data[start : start + values.feature_size[i]])
                 if feature is None:
-                    window.fault[i] = _FEATURE
-            if window.fault[i] >= 0:
+                    fault[i] = _FEATURE
+            if fault[i] >= 0:
                 yield self._damage(window, i)
-            else:
-                yield Record(data[start:stop], label, name, number, feature)
+                continue
+            image = data[values.image[i] : values.image[i] + values.size[i]]
+            yield Record(image, label, str(values.label[i]), str(numbers[i]), feature)
 
     def _windows(self, numbers: np.ndarray, *, images: bool) -> Iterator[_Window]:
         """The records of some numbers in their order, without `data` where no images are wanted."""
@@ -243,10 +247,11 @@ class LmdbReader(KeyedReader):
         blob = self._pages.blob
         if images or length.sum() <= _GAP * len(numbers):
             data, place = self._load(at, length)
-            view = np.frombuffer(data or b"\0", np.uint8)
+            # Row i is the HEAD bytes from byte i on, for all bytes but the last.
+            rows = np.ndarray((len(data) - HEAD, HEAD), np.uint8, data, strides=(1, 1))
 
             def gather(offsets: np.ndarray) -> np.ndarray:
-                return view[np.minimum(offsets[:, None] + np.arange(HEAD), len(view) - 1)]
+                return rows[offsets]
 
         else:
             data, place = b"", at
@@ -261,20 +266,22 @@ class LmdbReader(KeyedReader):
         return _Window(numbers, at, fault, values, data)
 
     def _load(self, at: np.ndarray, size: np.ndarray) -> tuple[bytes, np.ndarray]:
-        """Values in one piece of bytes, and where each begins in it."""
+        """Values in one piece of bytes, with more than HEAD bytes behind; where each begins."""
         there = size > 0
         if not there.any():
-            return b"", np.zeros_like(at)
+            return bytes(HEAD + 1), np.zeros_like(at)
         start, stop, total = at[there].min(), (at + size)[there].max(), size.sum()
         blob = self._pages.blob
         if stop - start <= 2 * total + _GAP:  # side by side, as they were written
-            data, place = blob.read(int(start), int(stop - start)), at - start
             total = stop - start
+            data, place = blob.read(int(start), int(total) + HEAD + 1), at - start
         else:
             data = b"".join(blob.read_many(list(zip(at.tolist(), size.tolist(), strict=True))))
             place = np.cumsum(size) - size
         if len(data) < total:
             raise UserError(f"{self.path}: has become shorter while it was read")
+        if len(data) <= total + HEAD:
+            data += bytes(HEAD + 1)
         return data, np.where(there, place, 0)
 
     def _places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -282,12 +289,20 @@ class LmdbReader(KeyedReader):
         order = np.argsort(numbers, kind="stable")
         rising = numbers[order]
         at, size = np.zeros_like(rising), np.full_like(rising, ~MISSING)
+        leaves: set[int] = set()
         start = 0
         while start < len(rising):  # of one length, numbers and their keys have one order
-            digits = len(str(rising[start]))
-            stop = int(np.searchsorted(rising, 10**digits))
-            self._look_up(rising[start:stop], digits, at[start:stop], size[start:stop])
+            stop = int(np.searchsorted(rising, 10 ** len(str(rising[start]))))
+            for leaf in self._pages.leaves(rising[start:stop].tolist(), b"%d".__mod__):
+                span = slice(start + leaf.start, start + leaf.stop)
+                at[span] = leaf.number * self._pages.meta.page_size
+                size[span] = ~MISSING if leaf.found else ~LOST
+                if leaf.found:
+                    leaves.add(leaf.number)
             start = stop
+        todo = sorted(leaves)
+        for first in range(0, len(todo), _LEAVES):
+            self._fill(todo[first : first + _LEAVES], rising, at, size)
         # A file in which one value stands for many would be read without end.
         there = np.flatnonzero(size > 0)
         there = there[np.argsort(at[there], kind="stable")]
@@ -297,25 +312,22 @@ class LmdbReader(KeyedReader):
         back[order] = np.arange(len(order))
         return at[back], size[back]
 
-    def _look_up(self, wanted: np.ndarray, digits: int, at: np.ndarray, size: np.ndarray) -> None:
-        """Fills `at` and `size` for rising numbers of one length."""
-        pages = self._pages
-        leaves = list(pages.leaves(wanted.tolist(), b"%d".__mod__))
-        for leaf in leaves:
-            at[leaf.start : leaf.stop] = leaf.number * pages.meta.page_size
-            if not leaf.found:
-                size[leaf.start : leaf.stop] = ~LOST
-        leaves = [leaf for leaf in leaves if leaf.found]
-        for first in range(0, len(leaves), _LEAVES):
-            some = leaves[first : first + _LEAVES]
-            nodes = pages.nodes([leaf.number for leaf in some])
-            for i in np.flatnonzero(~nodes.whole):
-                size[some[i].start : some[i].stop] = ~LOST
+    def _fill(
+        self, leaves: Sequence[int], rising: np.ndarray, at: np.ndarray, size: np.ndarray
+    ) -> None:
+        """Fills in what leaf pages have of rising numbers."""
+        nodes = self._pages.nodes(leaves)
+        if not nodes.whole.all():
+            bad = np.array(leaves)[~nodes.whole] * self._pages.meta.page_size
+            size[np.isin(at, bad) & (size == ~MISSING)] = ~LOST
+        bytes_of = np.frombuffer(nodes.data, np.uint8)
+        for digits in range(len(str(rising[0])), len(str(rising[-1])) + 1):
             rows = np.flatnonzero(nodes.key_size == digits)
-            text = np.frombuffer(nodes.data, np.uint8)[nodes.key[rows, None] + np.arange(digits)]
-            number = (text.astype(np.int64) - ord("0")) @ 10 ** np.arange(digits)[::-1]
-            place = np.searchsorted(wanted, number) % len(wanted)
-            known = (wanted[place] == number) & ((text >= ord("0")) & (text <= ord("9"))).all(1)
+            text = bytes_of[nodes.key[rows, None] + np.arange(digits)].astype(np.int64) - ord("0")
+            number = text @ 10 ** np.arange(digits)[::-1]
+            place = np.searchsorted(rising, number) % len(rising)
+            known = (rising[place] == number) & ((text >= 0) & (text <= 9)).all(1)
+            known &= (text[:, 0] > 0) | (digits == 1)
             at[place[known]], size[place[known]] = nodes.at[rows[known]], nodes.size[rows[known]]
 
 

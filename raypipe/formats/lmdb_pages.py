@@ -207,15 +207,14 @@ class Pages:
             key: gives the key of one of them.
         """
         found: list[Leaf] = []
+        inside = self.blob.size // self.meta.page_size
 
         def descend(number: int, level: int, start: int, stop: int) -> None:
             # The level falls with each page, so a ring of pages is no trap.
-            if level == 1:
-                found.append(Leaf(number, start, stop, True))
-                return
-            branch = self._branch(number)
+            branch = self._branch(number) if level > 1 and number < inside else None
             if branch is None:
-                found.append(Leaf(number, start, stop, False))
+                whole = level == 1 and number < inside
+                found.append(Leaf(min(number, _FARTHEST), start, stop, whole))
                 return
             keys, children = branch
             while start < stop:

@@ -96,9 +96,10 @@ def _number(head: np.ndarray, codes: dict[int, str], short: range) -> tuple[np.n
     is_short = (first >= short.start) & (first < short.stop)
     value = np.where(is_short, first - short.start, 0)
     width = is_short.astype(np.int64)
-    for code in np.unique(first[~is_short]).tolist():
-        if code in codes:
-            rows, kind = first == code, np.dtype(codes[code])
+    present = np.bincount(first, minlength=256)
+    for code, name in codes.items():
+        if present[code]:
+            rows, kind = first == code, np.dtype(name)
             digits = np.ascontiguousarray(head[rows, 1 : 1 + kind.itemsize])
             value[rows] = digits.view(kind)[:, 0].astype(np.int64)
             width[rows] = 1 + kind.itemsize
