@@ -35,7 +35,7 @@ _LEAST = 16  # bytes of the smallest record: a pointer, a node, a key and a valu
 _PART_RECORDS, _PART_BYTES = 50_000, 256 * 2**20
 _BATCH = _PART_RECORDS  # records looked up at a time
 _LEAVES = 64  # pages parsed at a time
-_WINDOW = 4 * 2**20  # bytes of values read at a time
+_WINDOW, _WINDOW_RECORDS = 4 * 2**20, 4096  # bytes of values read at a time, and values
 _GAP = 64 * 1024  # a value larger than this is not read for its label
 _COMMIT_BYTES, _COMMIT_PUTS = 32 * 2**20, 5000  # held in memory before they are written
 _FIRST_MAP = 2**30  # bytes of addresses, not of memory or disk
@@ -236,6 +236,7 @@ class LmdbReader(KeyedReader):
             while first < len(some):
                 limit = _WINDOW + (ends[first - 1] if first else 0)
                 last = max(first + 1, int(np.searchsorted(ends, limit, "right")))
+                last = min(last, first + _WINDOW_RECORDS)
                 yield self._window(some[first:last], at[first:last], size[first:last], images)
                 first = last
 

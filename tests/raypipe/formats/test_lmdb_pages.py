@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -15,6 +16,14 @@ from hypothesis import strategies as st
 
 from raypipe.errors import UserError
 from raypipe.formats.lmdb_pages import CUT, LOST, MISSING, ODD, Pages
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    """Memory is counted in a test; its peak is to be reset before what is measured."""
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
 
 
 def make(path: Path, items: dict[bytes, bytes], step: int = 1000) -> Path:
@@ -195,7 +204,7 @@ def test_the_library_dies_of_a_file_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_mutated_files_end_in_values_or_one_error(
-    tmp_path: Path, deep: tuple[Path, dict[bytes, bytes]]
+    tmp_path: Path, deep: tuple[Path, dict[bytes, bytes]], traced: None
 ) -> None:
     source, items = deep
     data, draw = source.read_bytes(), random.Random(3)
@@ -203,7 +212,6 @@ def test_mutated_files_end_in_values_or_one_error(
     path = tmp_path / "mutated.lmdb"
     pages = Pages(str(source))
     depths = [pages.meta.root, *(leaf.number for leaf in pages.leaves(keys[:1], bytes))]
-    tracemalloc.start()
     for _ in range(40):
         changed = bytearray(data)
         for _ in range(draw.choice([1, 4, 40, 400])):
@@ -222,4 +230,3 @@ def test_mutated_files_end_in_values_or_one_error(
         except UserError:
             pass
         assert tracemalloc.get_traced_memory()[1] < 6 * len(data)
-    tracemalloc.stop()
