@@ -26,8 +26,8 @@ READERS = {
 }
 # Format → module and class. A writer is made from (path, images=), a local path to be made.
 WRITERS = {
-    "hsface": ("hsface_lmdb", "HsfaceWriter"),
-    "vec2face": ("hsface_lmdb", "Vec2FaceWriter"),
+    "hsface": ("lmdb_writers", "HsfaceWriter"),
+    "vec2face": ("lmdb_writers", "Vec2FaceWriter"),
     "insightface": ("record_writers", "InsightfaceWriter"),
     "im2rec": ("record_writers", "Im2recWriter"),
     "webdataset": ("webdataset", "TarSetWriter"),

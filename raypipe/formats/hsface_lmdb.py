@@ -5,7 +5,6 @@ Records come in the order of their numbers, which is that of the values in the f
 how many there are; `__keys__`, which lists every key, is written for others and never read.
 """
 
-import io
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
@@ -18,10 +17,9 @@ import pyarrow.compute as pc
 from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.formats import Damage, Record, Survey
-from raypipe.formats.blob import Blob
 from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
 from raypipe.formats.lmdb_pages import FAULTS, LOST, MISSING, Pages
-from raypipe.formats.lmdb_values import HEAD, Values, integer, npy, parse
+from raypipe.formats.lmdb_values import HEAD, Values, integer, parse, read_mask, vector
 
 _FAULTS = (
     *FAULTS,
@@ -37,8 +35,6 @@ _BATCH = _PART_RECORDS  # records looked up at a time
 _LEAVES = 64  # pages parsed at a time
 _WINDOW, _WINDOW_RECORDS = 4 * 2**20, 4096  # bytes of values read at a time, and values
 _GAP = 64 * 1024  # a value larger than this is not read for its label
-_COMMIT_BYTES, _COMMIT_PUTS = 32 * 2**20, 5000  # held in memory before they are written
-_FIRST_MAP = 2**30  # bytes of addresses, not of memory or disk
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -177,7 +173,7 @@ class LmdbReader(KeyedReader):
     def _indices(self) -> np.ndarray | None:
         """What the mask names, int64."""
         if self._mask is not None and self._chosen is None:
-            self._chosen = _read_mask(self._mask, self._records_in_file())
+            self._chosen = read_mask(self._mask, self._records_in_file())
         return self._chosen
 
     def _numbers(self, part: Part) -> np.ndarray:
@@ -217,7 +213,7 @@ class LmdbReader(KeyedReader):
             feature = None
             if fault[i] < 0 and values.feature_size[i]:
                 start = values.feature[i]
-                feature = _feature(data[start : start + values.feature_size[i]])
+                feature = vector(data[start : start + values.feature_size[i]])
                 if feature is None:
                     fault[i] = _FEATURE
             if fault[i] >= 0:
@@ -330,136 +326,3 @@ class LmdbReader(KeyedReader):
             known = (rising[place] == number) & ((text >= 0) & (text <= 9)).all(1)
             known &= (text[:, 0] > 0) | (digits == 1)
             at[place[known]], size[place[known]] = nodes.at[rows[known]], nodes.size[rows[known]]
-
-
-def _feature(data: bytes) -> np.ndarray | None:
-    array = npy(data)
-    if array is None or array.dtype != np.float32 or max(array.shape, default=0) != array.size:
-        return None
-    return array.reshape(-1)
-
-
-def _read_mask(path: str, count: int) -> np.ndarray:
-    """The numbers in a mask, int64.
-
-    Raises:
-        UserError: where it is not an array of different numbers from 0 to `count` - 1.
-    """
-    blob = Blob(path)
-    # Numbers that differ are no more than `count`.
-    array = npy(blob.read(0, blob.size)) if blob.size <= 8 * count + 2**16 else None
-    if array is None or array.ndim != 1 or array.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: no mask for this set; expected a .npy file with a 1-D array of whole "
-            f"numbers, at most {count:,}, each the number of a record"
-        )
-    outside = np.flatnonzero((array < 0) | (array >= count))
-    if len(outside):
-        raise UserError(
-            f"{path}: entry {outside[0]} is {array[outside[0]]}, but the records have the numbers "
-            f"0 to {count - 1}"
-        )
-    order = np.argsort(array, kind="stable")
-    again = order[1:][np.diff(array[order]) == 0]
-    if len(again):
-        raise UserError(f"{path}: entry {again.min()} is {array[again.min()]} once more")
-    return array.astype(np.int64)
-
-
-class HsfaceWriter:
-    """Writes one LMDB file as utils/imagelist2lmdb.py of SOTA-FR does, without its lock file.
-
-    10 bytes a record are held for the list of keys, which its loaders ask for. The same records
-    give the same bytes on machines of one page size.
-
-    Attributes:
-        by_label: True: a loader counts images per label, and takes them to lie side by side.
-    """
-
-    by_label = True
-
-    def __init__(self, path: str, *, images: int) -> None:
-        """See `raypipe.formats.open_writer`."""
-        import lmdb
-        import msgpack
-
-        self._path = path
-        self._packer = msgpack.Packer()
-        self._keys = bytearray()
-        self._count = 0
-        self._label = -1
-        self._failed = lmdb.Error
-        self._map = _FIRST_MAP
-        # Version 0 of the library, 0.9, is what others read; nothing is synced before the end.
-        self._env = lmdb.open(
-            path, subdir=False, map_size=self._map, lock=False, sync=False, lib_version=0
-        )
-        self._begin()
-
-    def write(self, record: Record) -> None:
-        """See `raypipe.formats.Writer`.
-
-        Raises:
-            UserError: also where the label falls.
-        """
-        if record.label < max(0, self._label):
-            raise UserError(
-                f"{self._path}: record {self._count} ({record.image_id}) has label {record.label} "
-                f"after {self._label}; labels must rise from 0"
-            )
-        key = b"%d" % self._count
-        self._put(key, self._packer.pack(self._value(record)))
-        self._keys += self._packer.pack(key)
-        self._count += 1
-        self._label = record.label
-
-    def _value(self, record: Record) -> tuple:
-        return record.image, int(record.label)
-
-    def finish(self) -> None:
-        """See `raypipe.formats.Writer`."""
-        self._put(b"__keys__", self._packer.pack_array_header(self._count) + self._keys)
-        self._put(b"__len__", self._packer.pack(self._count))
-        self._put(b"__classnum__", self._packer.pack(self._label + 1))
-        try:
-            self._transaction.commit()
-            self._env.sync(True)
-        except self._failed as error:
-            raise UserError(f"{self._path}: cannot be written ({error})") from error
-        self._env.close()
-
-    def _begin(self) -> None:
-        self._transaction = self._env.begin(write=True)
-        self._waiting = self._puts = 0
-
-    def _put(self, key: bytes, value: bytes) -> None:
-        try:
-            self._waiting += len(value)
-            self._puts += 1
-            if self._waiting > _COMMIT_BYTES or self._puts > _COMMIT_PUTS:
-                self._transaction.commit()
-                # A put copies pages on its way, and takes whole pages for what is large.
-                used = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-                need = used + 2 * (len(value) + _COMMIT_BYTES) + _COMMIT_PUTS * 2**16
-                if need > self._map:
-                    self._map = 2 * need
-                    self._env.set_mapsize(self._map)
-                self._begin()
-                self._waiting, self._puts = len(value), 1
-            self._transaction.put(key, value)
-        except self._failed as error:
-            raise UserError(f"{self._path}: cannot be written ({error})") from error
-
-
-class Vec2FaceWriter(HsfaceWriter):
-    """Writes one LMDB file as scripts/prepare_training_set.py of Vec2Face does."""
-
-    def _value(self, record: Record) -> tuple:
-        if record.feature is None:
-            raise UserError(
-                f"{self._path}: record {self._count} ({record.image_id}) has no feature; "
-                "write it as hsface"
-            )
-        array = io.BytesIO()
-        np.save(array, np.asarray(record.feature, np.float32))
-        return record.image, array.getvalue(), int(record.label)

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from raypipe.errors import UserError
+from raypipe.formats.blob import Blob
+
 HEAD = 9  # bytes of the longest head, that of a 64-bit integer
 # A function of byte offsets (n,) that gives the `HEAD` bytes at each, as uint8 (n, HEAD).
 Gather = Callable[[np.ndarray], np.ndarray]
@@ -122,3 +125,38 @@ def npy(data: bytes) -> np.ndarray | None:
     if match.end() + count * kind.itemsize != len(data):
         return None
     return np.frombuffer(data, kind, offset=match.end()).reshape(shape)
+
+
+def vector(data: bytes) -> np.ndarray | None:
+    """The float32 vector (D,) in a .npy file, or None where it holds something else."""
+    array = npy(data)
+    if array is None or array.dtype != np.float32 or max(array.shape, default=0) != array.size:
+        return None
+    return array.reshape(-1)
+
+
+def read_mask(path: str, count: int) -> np.ndarray:
+    """The numbers in a mask, int64.
+
+    Raises:
+        UserError: where it is not an array of different numbers from 0 to `count` - 1.
+    """
+    blob = Blob(path)
+    # Numbers that differ are no more than `count`.
+    array = npy(blob.read(0, blob.size)) if blob.size <= 8 * count + 2**16 else None
+    if array is None or array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: no mask for this set; expected a .npy file with a 1-D array of whole "
+            f"numbers, at most {count:,}, each the number of a record"
+        )
+    outside = np.flatnonzero((array < 0) | (array >= count))
+    if len(outside):
+        raise UserError(
+            f"{path}: entry {outside[0]} is {array[outside[0]]}, but the records have the numbers "
+            f"0 to {count - 1}"
+        )
+    order = np.argsort(array, kind="stable")
+    again = order[1:][np.diff(array[order]) == 0]
+    if len(again):
+        raise UserError(f"{path}: entry {again.min()} is {array[again.min()]} once more")
+    return array.astype(np.int64)
