@@ -19,7 +19,7 @@ from raypipe.faceset import ROWS, SCHEMA, Identity, to_vectors
 from raypipe.formats import Damage, Record
 from raypipe.formats.keyed import ENTRIES
 from raypipe.formats.parquet_columns import as_texts
-from raypipe.formats.parquet_file import FAILURES, Leaves, ParquetFile
+from raypipe.formats.parquet_file import Fault, Leaves, ParquetFile
 from raypipe.formats.row_groups import NO_IMAGE, RowGroupsReader
 
 _NEEDED = ("image_id", "data", "rejected")
@@ -75,7 +75,7 @@ class FaceRowsReader(RowGroupsReader[RowsFile]):
             try:
                 for _, batch in file.intact(number, images=False):
                     found.append(np.unique(_Kept(batch).indices))
-            except FAILURES:
+            except Fault:
                 continue
         return np.concatenate(found)
 

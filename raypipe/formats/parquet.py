@@ -20,7 +20,7 @@ from raypipe.errors import UserError
 from raypipe.formats import Damage, Record
 from raypipe.formats.keyed import ENTRIES, UNKNOWN
 from raypipe.formats.parquet_columns import as_texts, find_columns
-from raypipe.formats.parquet_file import FAILURES, Leaves, ParquetFile
+from raypipe.formats.parquet_file import Fault, Leaves, ParquetFile
 from raypipe.formats.row_groups import NO_IMAGE, RowGroupsReader
 
 
@@ -78,7 +78,7 @@ class ParquetReader(RowGroupsReader[ImageFile]):
             try:
                 for _, batch in file.intact(number, images=False):
                     found = pc.unique(pa.concat_arrays([found, file.texts(batch, name)]))
-            except FAILURES:
+            except Fault:
                 continue
         return found.drop_null()
 

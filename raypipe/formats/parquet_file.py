@@ -1,10 +1,11 @@
 """A Parquet file and its row groups, checked before they are read, and read in pieces.
 
-pyarrow does the reading; what it would believe of a file and should not is checked here first: the
-length of the footer, how many rows a row group can hold, where its bytes are, how far they unpack.
-A page is unpacked by pyarrow in one piece, as long as its own header says, up to 2 GB.
+pyarrow does the reading; what it would believe of a file and should not is checked first: the
+length of the footer, how many rows a row group can hold, where its bytes are, how far its pages
+unpack.
 """
 
+import io
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +16,18 @@ import pyarrow.parquet as pq
 
 from raypipe import storage
 from raypipe.errors import UserError
-from raypipe.formats.parquet_footer import read_groups
+from raypipe.formats.blob import Blob
+from raypipe.formats.parquet_footer import check_pages, read_groups
 
 MAGIC = b"PAR1"
-FAILURES = (pa.ArrowException, OSError, ValueError, MemoryError)
+_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError)
 _SMALL_ROWS = 50_000  # read at once without their images
 _BUFFER = 2**20
+_AHEAD = 64 * 2**20  # bytes of a row group that are read at once, and held
 
 
-class FooterError(ValueError):
-    """A footer that cannot be read: nothing of the file can.
+class Fault(Exception):  # noqa: N818
+    """What of a file cannot be read.
 
     Attributes:
         offset: where it is, in bytes.
@@ -62,46 +65,42 @@ class ParquetFile(ABC):
         groups: its row groups in order.
 
     Raises:
-        FooterError: where its footer is damaged.
+        Fault: where its footer is damaged.
         UserError: where it cannot be opened, or does not have the columns.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        where, inner = storage.filesystem(path)
-        try:
-            stream = where.open_input_file(inner)
-            self.size = stream.size()
-            footer = _footer_length(stream, self.size)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error})") from error
+        self._blob = Blob(path)
+        self._source = _Source(self._blob)
+        self.size = size = self._blob.size
+        length = _footer_length(self._blob.read(max(size - 8, 0), 8), size)
+        footer = self._blob.read(size - 8 - length, length)
+        # To hold what is read costs a local file half its speed, and saves a remote one requests.
+        source = self._source if storage.is_uri(path) else storage.filesystem(path)[1]
         options: dict[str, Any] = {
             "pre_buffer": False,  # it would hold a whole row group
             "buffer_size": _BUFFER,
             "page_checksum_verification": True,
-            "thrift_string_size_limit": footer,
+            "thrift_string_size_limit": length,
             # What there may be many of in a footer takes more than four bytes each.
-            "thrift_container_size_limit": footer // 4 + 64,
+            "thrift_container_size_limit": length // 4 + 64,
             "arrow_extensions_enabled": False,
         }
         try:
-            plain = pq.ParquetFile(stream, **options)
+            plain = pq.ParquetFile(source, **options)
             self.schema = plain.schema_arrow
             self.leaves = self.choose(self.schema)
             self._file = pq.ParquetFile(
-                stream, metadata=plain.metadata, read_dictionary=self.leaves.texts, **options
+                source, metadata=plain.metadata, read_dictionary=self.leaves.texts, **options
             )
-            self.groups = read_groups(
-                stream.read_at(footer, self.size - 8 - footer),
-                self.leaves.data,
-                [*self.leaves.others, *self.leaves.beside],
-                self.size,
-            )
-        except FAILURES as error:
-            if isinstance(error, UserError):
-                raise
-            message = f"the footer cannot be read ({line(error)})"
-            raise FooterError(max(self.size - 8 - footer, 0), message) from error
+            others = [*self.leaves.others, *self.leaves.beside]
+            self.groups = read_groups(footer, self.leaves.data, others, size)
+        except UserError:
+            raise
+        except _ERRORS as error:
+            message = f"the footer cannot be read ({_line(error)})"
+            raise Fault(size - 8 - length, message) from error
 
     @abstractmethod
     def choose(self, schema: pa.Schema) -> Leaves:
@@ -133,25 +132,46 @@ class ParquetFile(ABC):
             rows: so many at a time; none: as many as make some megabytes.
 
         Raises:
-            FAILURES: where the row group is damaged.
+            Fault: where the row group is damaged.
         """
         leaves = list(self.leaves.others) if others else []
         if images:
             leaves += [self.leaves.data, *self.leaves.beside]
-        usual = self.groups[number].batch if images else _SMALL_ROWS
-        yield from self._file.iter_batches(
-            rows or usual, row_groups=[number], columns=leaves, use_threads=False
+        group = self.groups[number]
+        if group.fault:
+            raise Fault(group.offset, group.fault)
+        chunks = [group.chunks[leaf] for leaf in leaves]
+        if storage.is_uri(self.path):
+            self._source.hold([(chunk.start, chunk.packed) for chunk in chunks])
+        bad = [found for chunk in chunks if (found := check_pages(self._source.at, chunk))]
+        sound, offset, what = min(bad, default=(group.rows, group.offset, ""))
+        if bad:
+            rows = 1  # so that pyarrow sees nothing of the bad page
+        done = 0
+        reader = self._file.iter_batches(
+            rows or (group.batch if images else _SMALL_ROWS),
+            row_groups=[number],
+            columns=leaves,
+            use_threads=False,
         )
+        try:
+            while done < sound and (batch := next(reader, None)) is not None:
+                yield batch
+                done += len(batch)
+        except UserError:
+            raise
+        except _ERRORS as error:
+            raise Fault(group.offset, _line(error)) from error
+        if done < group.rows:
+            raise Fault(offset, what or f"it breaks off after {done:,} rows")
 
     def intact(self, number: int, *, images: bool) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The rows of a row group up to the first that is damaged, and where in it they begin.
 
         Raises:
-            FAILURES: after them, where the row group is damaged.
+            Fault: after them, where the row group is damaged.
         """
-        group, done = self.groups[number], 0
-        if group.fault:
-            raise ValueError(group.fault)
+        done = 0
         for rows in (None, 1):  # after a failure once more, row by row
             start = 0
             try:
@@ -160,13 +180,11 @@ class ParquetFile(ABC):
                         yield start, batch
                         done += len(batch)
                     start += len(batch)
-            except FAILURES:
+            except Fault:
                 if rows == 1:
                     raise
-                continue
-            break
-        if done < group.rows:
-            raise ValueError(f"it breaks off after {done:,} rows")
+            else:
+                return
 
 
 class Cursor:
@@ -190,7 +208,7 @@ class Cursor:
         """A row of the row group by its number there.
 
         Raises:
-            FAILURES: where it is damaged.
+            Fault: where it is damaged.
         """
         if row < self._first:
             self._begin()
@@ -199,14 +217,14 @@ class Cursor:
             self._first += len(done) if done is not None else 0
             try:
                 self._held = next(self._coming, None)
-            except FAILURES:
+            except Fault:
                 if self._rows == 1:
                     raise
                 self._rows = 1  # once more, row by row up to the damage
                 self._begin()
                 continue
             if self._held is None:
-                raise ValueError("its row group breaks off before it")
+                raise IndexError(row)
         return self._held.slice(row - self._first, 1)
 
 
@@ -242,16 +260,61 @@ def _visible(path: str) -> list[storage.FileInfo]:
     return [entry for entry in storage.listdir(path) if entry.name[0] not in "._"]
 
 
-def _footer_length(stream: pa.NativeFile, size: int) -> int:
-    tail = stream.read_at(min(size, 8), max(size - 8, 0))
+class _Source(io.RawIOBase):
+    """A file for pyarrow, of which some parts are held in memory."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob
+        self._place = 0
+        self._held: dict[int, bytes] = {}  # by offset
+
+    def hold(self, ranges: list[tuple[int, int]]) -> None:
+        """Reads some (offset, length) at once, in the place of what was held, if it is not much."""
+        self._held = {}
+        if sum(length for _, length in ranges) <= _AHEAD:
+            data = self._blob.read_many(ranges)
+            self._held = {offset: part for (offset, _), part in zip(ranges, data, strict=True)}
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Bytes from an offset on; fewer than asked for at the end of the file."""
+        for start, data in self._held.items():
+            if start <= offset and offset + length <= start + len(data):
+                return data[offset - start : offset - start + length]
+        return self._blob.read(offset, length)
+
+    def read(self, length: int = -1) -> bytes:
+        """See `io.RawIOBase`."""
+        data = self.at(self._place, self._blob.size if length < 0 else length)
+        self._place += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """See `io.RawIOBase`."""
+        self._place = offset + (0, self._place, self._blob.size)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        """See `io.RawIOBase`."""
+        return self._place
+
+    def seekable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+
+def _footer_length(tail: bytes, size: int) -> int:
     if size < 12 or tail[4:] != MAGIC:
-        raise FooterError(size, "the file is cut off: it does not end with a footer")
+        raise Fault(size, "the file is cut off: it does not end with a footer")
     (length,) = struct.unpack("<I", tail[:4])
     if length > size - 12:
-        raise FooterError(size - 8, f"a footer of {length:,} bytes in a file of {size:,}")
+        raise Fault(size - 8, f"a footer of {length:,} bytes in a file of {size:,}")
     return length
 
 
-def line(error: BaseException) -> str:
+def _line(error: BaseException) -> str:
     """The message of an error of pyarrow on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

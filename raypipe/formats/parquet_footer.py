@@ -1,13 +1,14 @@
-"""What the footer of a Parquet file says of its row groups, read without trust.
+"""What a Parquet file says of its row groups and pages, read without trust.
 
 pyarrow ends the whole process when it is asked about a row group whose statistics contradict each
-other (`terminate called after throwing parquet::ParquetException`), so it is not asked. The footer
-is a struct in Thrift's compact protocol (apache/parquet-format, src/main/thrift/parquet.thrift, and
+other (`terminate called after throwing parquet::ParquetException`), so it is not asked. And it
+allocates what the head of a page says, up to 2 GB, so those are looked at before it sees them. Both
+are structs in Thrift's compact protocol (apache/parquet-format, src/main/thrift/parquet.thrift, and
 apache/thrift, doc/specs/thrift-compact-protocol.md).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 # Bytes of a row group's images are at least as many as its rows, but for some more, which may be
@@ -18,6 +19,9 @@ _RATIO, _SLACK = 32, 16 * 2**20
 # Rows read at once hold about so many bytes of images, and are at most so many.
 _BATCH_BYTES, _BATCH_ROWS = 16 * 2**20, 1000
 _DEEPEST = 16
+# Bytes of the head of a page: most are short; one may hold its smallest and its largest value.
+_HEADS = (256, 64 * 1024)
+_MANY = 1_000_000
 _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (4, 5, 6), 7, 8, (9, 10), 12
 _TRUE, _FALSE, _BYTE = 1, 2, 3
 
@@ -32,6 +36,7 @@ class Group(NamedTuple):
         size: bytes of its images.
         nulls: whether it says that images are missing.
         batch: rows to read at once, so that they are some megabytes.
+        chunks: the columns to read, by their paths.
         fault: why it cannot be read, None where nothing is wrong with it.
     """
 
@@ -41,16 +46,24 @@ class Group(NamedTuple):
     size: int
     nulls: bool
     batch: int
+    chunks: dict[str, "Chunk"]
     fault: str | None
 
 
-class _Chunk(NamedTuple):
-    """A column of a row group: where it is, its bytes as they lie and unpacked."""
+class Chunk(NamedTuple):
+    """A column of a row group.
+
+    Attributes:
+        start: where it begins in the file.
+        packed, unpacked: bytes of it in the file, and of its values.
+        dictionary: bytes of its dictionary, 0 where it has none.
+        nulls: how many of its values it says are missing.
+    """
 
     start: int
     packed: int
     unpacked: int
-    dictionary: int  # bytes of its dictionary, 0 where it has none
+    dictionary: int
     nulls: int
 
 
@@ -85,22 +98,23 @@ def read_groups(footer: bytes, data: str, others: Sequence[str], size: int) -> l
         if rows < 0 or rows > images.packed + _SAME:
             fault, rows = f"it claims {rows:,} rows in {images.packed:,} bytes", 0
         nulls = images.nulls > 0
+        chunks = {name: columns[name] for name in (data, *others) if name in columns}
         batch = _batch(images, rows)
-        found.append(Group(first, rows, images.start, images.packed, nulls, batch, fault))
+        found.append(Group(first, rows, images.start, images.packed, nulls, batch, chunks, fault))
         first += rows
     return found
 
 
-def _chunk(about: dict[int, Any]) -> _Chunk:
+def _chunk(about: dict[int, Any]) -> Chunk:
     start = pages = _integer(about, 9)
     if 0 < _integer(about, 11) < pages:
         start = _integer(about, 11)
     statistics = about.get(12)
     nulls = _integer(statistics, 3) if isinstance(statistics, dict) else 0
-    return _Chunk(start, _integer(about, 7), _integer(about, 6), pages - start, nulls)
+    return Chunk(start, _integer(about, 7), _integer(about, 6), pages - start, nulls)
 
 
-def _fault(chunk: _Chunk, size: int) -> str | None:
+def _fault(chunk: Chunk, size: int) -> str | None:
     """What is wrong with a column of a row group."""
     end = chunk.start + chunk.packed
     if chunk.start < 4 or chunk.packed < 0 or end > size:
@@ -110,12 +124,58 @@ def _fault(chunk: _Chunk, size: int) -> str | None:
     return None
 
 
-def _batch(chunk: _Chunk, rows: int) -> int:
+def _batch(chunk: Chunk, rows: int) -> int:
     packed, unpacked = max(chunk.packed, 1), max(chunk.unpacked, 1)
     most = _BATCH_BYTES * rows // unpacked
     if chunk.dictionary:  # any of the rows may be the largest of its pictures
         most = min(most, 4 * _BATCH_BYTES // (chunk.dictionary * -(-unpacked // packed)))
     return max(1, min(most, _BATCH_ROWS))
+
+
+def check_pages(read: Callable[[int, int], bytes], chunk: Chunk) -> tuple[int, int, str] | None:
+    """Goes from page to page of a column and looks at their heads.
+
+    Args:
+        read: gives the bytes at (offset, length), fewer at the end of the file.
+
+    Returns:
+        None where all is well; else the values in the pages before the first bad one, its offset,
+        and what is wrong with it.
+    """
+    place, end, values = chunk.start, chunk.start + chunk.packed, 0
+    while place < end:
+        try:
+            page, head = _head(read, place, end - place)
+            packed, unpacked = _integer(page, 3), _integer(page, 2)
+            about: dict[int, Any] = next(
+                (page[key] for key in (5, 7, 8) if isinstance(page.get(key), dict)), {}
+            )
+            count = _integer(about, 1)
+            if packed < 0 or place + head + packed > end:
+                raise ValueError(f"a page of {packed:,} bytes where {end - place:,} are left")
+            if not 0 <= unpacked <= _RATIO * packed + _SLACK:
+                raise ValueError(f"a page of {packed:,} bytes claims to unpack to {unpacked:,}")
+            # A dictionary has a value in four bytes or more; of others many may be the same.
+            if not 0 <= count <= (unpacked if 7 in page else chunk.unpacked + _MANY):
+                raise ValueError(f"a page of {unpacked:,} bytes claims {count:,} values")
+        except ValueError as error:
+            return values, place, str(error)
+        values += 0 if 7 in page else count
+        place += head + packed
+    return None
+
+
+def _head(read: Callable[[int, int], bytes], place: int, room: int) -> tuple[dict[int, Any], int]:
+    """The head of a page, and its bytes."""
+    for length in _HEADS:
+        data = read(place, min(length, room))
+        compact = _Compact(data)
+        try:
+            return compact.struct(), compact.read
+        except ValueError:
+            if length > room or length == _HEADS[-1]:
+                raise
+    raise AssertionError
 
 
 def _integer(fields: dict[int, Any], key: int) -> int:
@@ -138,6 +198,11 @@ class _Compact:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._place = 0
+
+    @property
+    def read(self) -> int:
+        """Bytes read so far."""
+        return self._place
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """The struct that begins here."""

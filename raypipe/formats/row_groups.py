@@ -15,11 +15,9 @@ from raypipe.errors import UserError
 from raypipe.formats import Damage, Record
 from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
 from raypipe.formats.parquet_file import (
-    FAILURES,
     Cursor,
-    FooterError,
+    Fault,
     ParquetFile,
-    line,
     list_files,
 )
 from raypipe.formats.parquet_footer import Group
@@ -128,7 +126,7 @@ class RowGroupsReader(KeyedReader, Generic[_File]):
             got = self.row(name, row)
             if not isinstance(got, Damage):
                 data = self.image(self._file(name), got, image)
-                got = self._damage(name, row, NO_IMAGE) if data is None else data
+                got = self._missing(name, row) if data is None else data
             found.append(got)
         return found
 
@@ -142,24 +140,21 @@ class RowGroupsReader(KeyedReader, Generic[_File]):
             raise UserError(f"{self.path}: no file {name!r} is part of this set")
         try:
             file = self._file(name)
-        except FooterError as error:
-            return Damage(self._path(name), error.offset, str(error))
+        except Fault as fault:
+            return Damage(self._path(name), fault.offset, str(fault))
         number = file.group_of(row)
         if number is None:
             raise UserError(f"{file.path}: it has no row {row:,}; was the set changed?")
-        group = file.groups[number]
-        if group.fault:
-            return self._damage(name, row, group.fault)
         try:
-            return self._cursor(name, number).take(row - group.first)
-        except FAILURES as error:
-            return self._damage(name, row, line(error))
+            return self._cursor(name, number).take(row - file.groups[number].first)
+        except Fault as fault:
+            return Damage(file.path, fault.offset, f"row {row}: {fault}")
 
-    def _damage(self, name: str, row: int, what: str) -> Damage:
+    def _missing(self, name: str, row: int) -> Damage:
         file = self._file(name)
         number = file.group_of(row)
         assert number is not None
-        return Damage(file.path, file.groups[number].offset, f"row {row}: {what}")
+        return Damage(file.path, file.groups[number].offset, f"row {row}: {NO_IMAGE}")
 
     def _group_entries(self, name: str, number: int) -> Iterator[pa.Table]:
         file = self._file(name)
@@ -167,8 +162,8 @@ class RowGroupsReader(KeyedReader, Generic[_File]):
         try:
             for start, batch in file.intact(number, images=group.nulls):
                 yield self.batch_entries(file, name, batch, group.first + start)
-        except FAILURES:
-            yield _lost(name, group.offset)
+        except Fault as fault:
+            yield _lost(name, fault.offset)
 
     def _group_records(self, name: str, number: int) -> Iterator[Record | Damage]:
         file = self._file(name)
@@ -178,11 +173,11 @@ class RowGroupsReader(KeyedReader, Generic[_File]):
                 row = group.first + start
                 yield from self.batch_records(file, name, batch, row, group.offset)
                 done = start + len(batch)
-        except FAILURES as error:
+        except Fault as fault:
             lost = f"rows {group.first + done} to {group.first + group.rows - 1}"
-            if group.fault:
+            if not group.rows:  # they could not be counted
                 lost = f"row group {number}"
-            yield Damage(file.path, group.offset, f"{lost}: {line(error)}")
+            yield Damage(file.path, fault.offset, f"{lost}: {fault}")
 
     def _cursor(self, name: str, number: int) -> Cursor:
         key = (name, number)
@@ -231,8 +226,8 @@ class RowGroupsReader(KeyedReader, Generic[_File]):
         path = self._path(name)
         try:
             file = self.open_file(path)
-        except FooterError as error:
-            return Look(0, [Part(name, 0, 0)], Damage(path, error.offset, str(error)), None)
+        except Fault as fault:
+            return Look(0, [Part(name, 0, 0)], Damage(path, fault.offset, str(fault)), None)
         return Look(file.rows, _parts(name, file.groups), None, self.note(file))
 
 
