@@ -1,5 +1,6 @@
 """The text files beside a `.rec`: where its records are (.idx), and the images' names (.lst)."""
 
+from array import array
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -54,15 +55,17 @@ def read_index(file: Stamped) -> Index:
     """
     if not file.size:
         return Index(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    types = {"key": pa.int64(), "offset": pa.int64()}
-    table = pa.Table.from_batches(_batches(file, types), pa.schema(types))
-    keys, offsets = table["key"].to_numpy(), table["offset"].to_numpy()
-    for row in np.flatnonzero((keys < 0) | (offsets < 0))[:1]:
-        raise _bad(file, f"row #{row + 1}: a negative number")
+    columns = array("q"), array("q")
+    for batch in _batches(file, {"key": pa.int64(), "offset": pa.int64()}):
+        for column, values in zip(columns, batch.columns, strict=True):
+            found = values.to_numpy()
+            for row in np.flatnonzero(found < 0)[:1]:
+                raise _bad(file, f"row #{len(column) + row + 1}: a negative number")
+            column.frombytes(found.tobytes())
+    keys, offsets = (np.frombuffer(column, np.int64) for column in columns)
     _check_unique(file, "key", keys)
-    _check_unique(file, "offset", offsets)
-    if np.any(np.diff(offsets) < 0):
-        order = np.argsort(offsets, kind="stable")
+    if not _check_unique(file, "offset", offsets):
+        order = np.argsort(offsets)
         keys, offsets = keys[order], offsets[order]
     return Index(keys, offsets)
 
@@ -242,12 +245,14 @@ def _batches(file: Stamped, types: dict[str, Any], wanted: list[str] | None = No
         raise _bad(file, str(error)) from error
 
 
-def _check_unique(file: Stamped, what: str, values: np.ndarray) -> None:
-    if np.all(np.diff(values) > 0):
-        return
+def _check_unique(file: Stamped, what: str, values: np.ndarray) -> bool:
+    """Refuses what comes twice; whether the values rise."""
+    if np.all(values[1:] > values[:-1]):
+        return True
     ordered = np.sort(values)
-    for place in np.flatnonzero(np.diff(ordered) == 0)[:1]:
+    for place in np.flatnonzero(ordered[1:] == ordered[:-1])[:1]:
         raise _bad(file, f"{what} {ordered[place]} is in it twice")
+    return False
 
 
 def _bad(file: Stamped, what: str) -> UserError:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from raypipe.formats.record_chunks import HEADER, MAGIC, MAX_LABEL, PAIR, Walker
+from raypipe.formats.record_chunks import HEADER, MAGIC, MAX_LABEL, PAIR
 from raypipe.formats.record_index import Keys
+from raypipe.formats.record_walk import Walker
 
 _HEADS = (PAIR.size + HEADER.size) // 4  # words before the first of several labels
 
@@ -44,7 +45,7 @@ class Scanner:
         self._walker = walker
         self._keys = keys
         self._stop = stop
-        self._data = b""
+        self._data: bytes | None = None
 
     def run(self) -> Run | None:
         """Moves over the records that come next, None where `Walker.step` must."""
@@ -77,7 +78,7 @@ class Scanner:
             self._labels[some],
             self._begins[some],
             self._stops[some],
-            self._data,
+            window.data,
         )
 
     def _scan(self) -> None:

@@ -23,12 +23,10 @@ from raypipe.formats import Damage, Record
 from raypipe.formats.blob import Blob
 from raypipe.formats.keyed import ENTRIES, UNKNOWN, KeyedReader, Part
 from raypipe.formats.record_chunks import (
-    PAGE,
     PAIR,
     PEEK,
     Fault,
     Span,
-    Walker,
     decode,
     parse_head,
 )
@@ -42,6 +40,7 @@ from raypipe.formats.record_index import (
     stamped,
 )
 from raypipe.formats.record_scan import Run, Scanner
+from raypipe.formats.record_walk import PAGE, Walker
 
 PART_BYTES = 128 * 2**20
 _BLOCK = 2 * 2**20  # read at once where images are wanted
@@ -109,7 +108,9 @@ class RecordReader(KeyedReader):
                 yield Damage(self.path, *found)
             elif found.head.label is not None:
                 record = decode(walker.window.get(found.offset, found.end - found.offset))
-                assert record is not None  # the walker has seen its chunks
+                if record is None:
+                    yield Damage(self.path, found.offset, "the file has changed meanwhile")
+                    continue
                 label = found.head.label
                 yield Record(record[found.head.begin :], label, names[label], str(key))
 
