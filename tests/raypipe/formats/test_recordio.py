@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,6 +226,29 @@ def test_every_record_is_in_one_part(tmp_path: Path, part_bytes: int, indexed: b
     ]
     assert keys == [str(i) for i in range(1, 25)]
     assert [r.image_id for part in parts for r in found.part_records(part)] == keys
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("mean", [1_000, 100_000])  # headers are skipped to where images are large
+def test_records_larger_than_what_is_read_at_once(tmp_path: Path, mean: int, indexed: bool) -> None:
+    choose = random.Random(2)
+    sizes = [choose.randrange(2 * mean) for _ in range(5_000_000 // mean)]
+    images = [choose.randbytes(size) for size in [*sizes, 3_000_000, 5, 2_097_000, 6]]
+    images[3] = images[3][:40] + MAGIC + images[3][40:]
+    images[-4] += MAGIC * 9
+    records = [plain(image, i // 9, i) for i, image in enumerate(images)]
+    path = build(tmp_path, records, range(len(images)) if indexed else None)
+    for part_bytes in (700_000, 1 << 27):
+        found = reader(path, part_bytes)
+        assert [record.image for record in found.records()] == images
+        entries = pa.concat_tables([found.entries(part) for part in found.parts()])
+        assert entries["bytes"].to_pylist() == [len(image) for image in images]
+        assert entries["image_id"].to_pylist() == [str(i) for i in range(len(images))]
+        assert found.fetch(entries["source"].to_pylist()) == images
+    path.write_bytes(path.read_bytes()[:-40_000])
+    out, damages = taken(reader(path))
+    assert [record.image for record in out] == images[:-2]
+    assert damages[0].offset == offsets(records)[-2]
 
 
 def test_several_labels_give_the_first_and_the_image_after_them(tmp_path: Path) -> None:
