@@ -63,6 +63,10 @@ class KeyedReader(ABC):
     def parts(self) -> list[Part]:
         """The pieces of the set, in order, each at most some 50,000 images or 256 MB."""
 
+    def sequence(self) -> list[Part]:
+        """The pieces as `records` reads them, where finding those of `parts` takes a reading."""
+        return self.parts()
+
     @abstractmethod
     def entries(self, part: Part) -> pa.Table:
         """The images of a part in order (`ENTRIES`), with as few bytes read as the format allows.
@@ -101,7 +105,7 @@ class KeyedReader(ABC):
     def records(self) -> Iterator[Record]:
         """See `raypipe.formats.Reader`."""
         damages = Damages()
-        for part in self.parts():
+        for part in self.sequence():
             for found in self.part_records(part):
                 if isinstance(found, Damage):
                     damages.add(found)

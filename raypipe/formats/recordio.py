@@ -84,6 +84,10 @@ class RecordReader(KeyedReader):
         starts = self._count() if index is None else cuts(index.offsets, size, self._part_bytes)
         return [Part(self.path, *ends) for ends in pairwise([*starts, size])]
 
+    def sequence(self) -> list[Part]:
+        """See `KeyedReader`. Read in one go, records are counted on the way."""
+        return self.parts() if self._index() else [Part(self.path, 0, self._blob.size)]
+
     def entries(self, part: Part) -> pa.Table:
         """See `KeyedReader`. Only headers are read where a request costs less than the images."""
         keys = self._keys(part)

@@ -162,7 +162,7 @@ def test_names_labels_order_and_keys_come_back(tmp_path: Path, format: str, firs
     assert made.survey().in_order == (format == "insightface")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(bodies, st.integers(0, 9)), max_size=20),
     st.sampled_from(["insightface", "im2rec"]),
@@ -502,7 +502,7 @@ def test_mutated_files_end_in_an_error_for_the_user_at_worst(tmp_path: Path) -> 
     originals = {name: (made / name).read_bytes() for name in names}
     choose = random.Random(11)
     whole = damaged = 0
-    for i in range(150):
+    for i in range(100):
         for name in names:
             changed = name == names[i % 5 % 3] or i % 5 > 3
             (made / name).write_bytes(
@@ -521,7 +521,7 @@ def test_mutated_files_end_in_an_error_for_the_user_at_worst(tmp_path: Path) -> 
         damaged += bool(damages)
         assert survey.images == len(records)
         assert len([row for row in rows if row[3] != "ingest:damaged"]) == len(records)
-    assert whole > 5 and damaged > 30
+    assert whole > 5 and damaged > 20
 
 
 HOSTILE: dict[str, Callable[[int], bytes]] = {
@@ -554,10 +554,10 @@ def test_time_and_memory_are_bounded_by_the_file(tmp_path: Path, what: str) -> N
         found.survey()
         return time.process_time() - start
 
-    few, many = measure(500), measure(4_000)
+    few, many = measure(250), measure(2_000)
     assert many < 20 * few + 0.2  # eight times the file
     tracemalloc.start()
-    measure(2_000)
+    measure(1_500)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**18 + 24 * (tmp_path / "set.rec").stat().st_size
