@@ -286,20 +286,21 @@ class LmdbReader(KeyedReader):
         order = np.argsort(numbers, kind="stable")
         rising = numbers[order]
         at, size = np.zeros_like(rising), np.full_like(rising, ~MISSING)
-        leaves: set[int] = set()
-        start = 0
-        while start < len(rising):  # of one length, numbers and their keys have one order
-            stop = int(np.searchsorted(rising, 10 ** len(str(rising[start]))))
-            for leaf in self._pages.leaves(rising[start:stop].tolist(), b"%d".__mod__):
-                span = slice(start + leaf.start, start + leaf.stop)
-                at[span] = leaf.number * self._pages.meta.page_size
-                size[span] = ~MISSING if leaf.found else ~LOST
-                if leaf.found:
-                    leaves.add(leaf.number)
-            start = stop
-        todo = sorted(leaves)
-        for first in range(0, len(todo), _LEAVES):
-            self._fill(todo[first : first + _LEAVES], rising, at, size)
+        # Of one length, numbers and their keys have one order. Shorter keys lie between longer
+        # ones, so that most are on pages that have been read when their turn comes.
+        lengths = range(len(str(rising[-1])), len(str(rising[0])) - 1, -1)
+        for digits in lengths:
+            start, stop = np.searchsorted(rising, [10 ** (digits - 1) * (digits > 1), 10**digits])
+            todo = start + np.flatnonzero(size[start:stop] == ~MISSING)
+            leaves = self._pages.leaves(rising[todo].tolist(), b"%d".__mod__)
+            for leaf in leaves:
+                rows = todo[leaf.start : leaf.stop]
+                at[rows] = leaf.number * self._pages.meta.page_size
+                if not leaf.found:
+                    size[rows] = ~LOST
+            pages = sorted({leaf.number for leaf in leaves if leaf.found})
+            for first in range(0, len(pages), _LEAVES):
+                self._fill(pages[first : first + _LEAVES], lengths, rising, at, size)
         # A file in which one value stands for many would be read without end.
         there = np.flatnonzero(size > 0)
         there = there[np.argsort(at[there], kind="stable")]
@@ -310,15 +311,20 @@ class LmdbReader(KeyedReader):
         return at[back], size[back]
 
     def _fill(
-        self, leaves: Sequence[int], rising: np.ndarray, at: np.ndarray, size: np.ndarray
+        self,
+        leaves: Sequence[int],
+        lengths: range,
+        rising: np.ndarray,
+        at: np.ndarray,
+        size: np.ndarray,
     ) -> None:
-        """Fills in what leaf pages have of rising numbers."""
+        """Fills in what leaf pages have of rising numbers, whose digits are of some lengths."""
         nodes = self._pages.nodes(leaves)
         if not nodes.whole.all():
             bad = np.array(leaves)[~nodes.whole] * self._pages.meta.page_size
             size[np.isin(at, bad) & (size == ~MISSING)] = ~LOST
         bytes_of = np.frombuffer(nodes.data, np.uint8)
-        for digits in range(len(str(rising[0])), len(str(rising[-1])) + 1):
+        for digits in lengths:
             rows = np.flatnonzero(nodes.key_size == digits)
             text = bytes_of[nodes.key[rows, None] + np.arange(digits)].astype(np.int64) - ord("0")
             number = text @ 10 ** np.arange(digits)[::-1]

@@ -237,8 +237,8 @@ class Pages:
         start = np.array(numbers, np.uint64)[slots.page].astype(np.int64) * size
         within = slots.node % size + _NODE + slots.key_size  # where in its page the value is,
         big = slots.flags == _BIG  # or the number of the first of the pages that are its own
-        eight = np.minimum((slots.key + slots.key_size)[:, None] + np.arange(8), len(data) - 1)
-        first = np.frombuffer(data, np.uint8)[eight].view("<u8")[:, 0]
+        eights = np.ndarray((len(data) - 7, 8), np.uint8, data, strides=(1, 1))
+        first = eights[np.minimum(slots.key + slots.key_size, len(data) - 8)].view("<u8")[:, 0]
         first = np.minimum(first, _FARTHEST).astype(np.int64)
         at = np.where(big, first * size + _PAGE, start + within)
         length = np.where(at + slots.low > self.blob.size, ~CUT, slots.low)
