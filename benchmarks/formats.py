@@ -37,7 +37,7 @@ def records(count: int, size: int) -> Iterator[Record]:
 
 
 def write(path: str, format: str, count: int, size: int) -> None:
-    with open_writer(path, format, images=count) as writer:
+    with open_writer(path, format) as writer:
         for record in records(count, size):
             writer.write(record)
 

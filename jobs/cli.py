@@ -117,8 +117,9 @@ def convert(
 
     result = guarded(lambda: run_convert(source, target, format, mask))
     console.print(result.text, soft_wrap=True)
-    if result.damage:
-        console.print(f"[bold red]damaged[/] {escape(str(result.damage))}", soft_wrap=True)
+    for fault in result.faults:
+        console.print(f"[bold red]left out[/] {escape(fault)}", soft_wrap=True)
+    if result.faults:
         raise SystemExit(1)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +14,16 @@ from raypipe.formats import DamagedError, Record, open_reader, open_writer
 from raypipe.formats.by_label import by_label
 from raypipe.formats.detect import FORMATS, PAIR_FORMATS, WRITERS
 from raypipe.formats.verification import convert_pairs, is_pair_set
+from raypipe.images import extension
+
+_SHOWN = 5
 
 
 class Converted(NamedTuple):
-    """What was written, and what could not be read."""
+    """What was written, and what was not and why, a line each."""
 
     text: str
-    damage: DamagedError | None = None
+    faults: Sequence[str] = ()
 
 
 def convert(source: str, target: str, format: str, mask: str | None = None) -> Converted:
@@ -61,25 +64,35 @@ def _images(source: str, target: str, format: str, mask: str | None) -> Converte
     if not survey.images:
         raise UserError(f"{source}: no image in it that can be read")
     gaps = len(survey.labels) != survey.labels[-1] + 1 or survey.labels[0] != 0
-    written, damage = 0, None
-    with open_writer(target, format, images=survey.images) as writer, _scratch(target) as scratch:
+    written, faults = 0, []
+    no_images = 0
+    with open_writer(target, format) as writer, _scratch(target) as scratch:
         records = reader.records()
         if writer.by_label and not survey.in_order:
             records = by_label(records, survey, scratch)
         with Bar("convert", survey.images, lambda: (written, "")):
             try:
                 for record in _renumbered(records, survey.labels) if gaps else records:
+                    if extension(record.image[:16]) is None:
+                        no_images += 1
+                        if no_images <= _SHOWN:
+                            faults.append(f"{source}: record {record.image_id} is no image")
+                        continue
                     writer.write(record)
                     written += 1
             except DamagedError as error:  # comes after everything that is intact
-                damage = error
+                faults.append(str(error))
+        if not written:
+            raise UserError(f"{source}: no image in it; {'; '.join(faults)}")
+    if no_images > _SHOWN:
+        faults.append(f"{no_images:,} records of {source} are no images")
     text = f"{target}: {written:,} images of {len(survey.labels):,} identities as {format}"
     if gaps:
         last = survey.labels[-1]
         text += f"; labels were {survey.labels[0]:,} to {last:,} with gaps, and are numbered anew"
     if writer.by_label and not survey.in_order:
         text += "; images of a person were brought together"
-    return Converted(text, damage)
+    return Converted(text, faults)
 
 
 def _scratch(target: str) -> tempfile.TemporaryDirectory[str]:

@@ -168,17 +168,16 @@ def open_reader(
     return detect(path, source=source, max_bytes=max_bytes, mask=mask)
 
 
-def open_writer(path: str, format: str, *, images: int) -> AbstractContextManager[Writer]:
+def open_writer(path: str, format: str) -> AbstractContextManager[Writer]:
     """A writer to be used in a `with` block, which puts all files in their place at its end.
 
     Args:
         path: local path or URI that must not exist yet.
         format: one of `raypipe.formats.detect.WRITERS`.
-        images: how many records will come.
 
     Raises:
         UserError: where the format is unknown or something lies at the path already.
     """
     from raypipe.formats.detect import writer
 
-    return writer(path, format, images=images)
+    return writer(path, format)

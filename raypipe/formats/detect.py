@@ -24,7 +24,7 @@ READERS = {
     "list": ("path_list", "ListReader"),
     "folder": ("image_folder", "ImageFolder"),
 }
-# Format → module and class. A writer is made from (path, images=), a local path to be made.
+# Format → module and class. A writer is made from a local path to be made.
 WRITERS = {
     "hsface": ("lmdb_writers", "HsfaceWriter"),
     "vec2face": ("lmdb_writers", "Vec2FaceWriter"),
@@ -162,14 +162,14 @@ def detect(path: str, *, source: str, max_bytes: int, mask: str | None) -> Reade
 
 
 @contextmanager
-def writer(path: str, format: str, *, images: int) -> Iterator[Writer]:
+def writer(path: str, format: str) -> Iterator[Writer]:
     """See `raypipe.formats.open_writer`."""
     if format not in WRITERS:
         raise UserError(f"unknown format {format!r}; known: {', '.join(WRITERS)}")
     # The lists name the images by their absolute paths, which are not where they are staged.
     more = {"place": path} if format == "lists" else {}
     with staged(path) as local:
-        made = _load(WRITERS[format])(local, images=images, **more)
+        made = _load(WRITERS[format])(local, **more)
         yield made
         made.finish()
 

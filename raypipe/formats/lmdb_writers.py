@@ -26,7 +26,7 @@ class HsfaceWriter:
 
     by_label = True
 
-    def __init__(self, path: str, *, images: int) -> None:
+    def __init__(self, path: str) -> None:
         """See `raypipe.formats.open_writer`."""
         import lmdb
         import msgpack

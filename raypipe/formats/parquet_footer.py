@@ -92,7 +92,7 @@ def read_groups(footer: bytes, data: str, others: Sequence[str], size: int) -> l
         if images is None:
             raise ValueError(f"a row group has no column {data!r}")
         fault = None
-        for name in (data, *others):
+        for name in (data, *others) if rows else ():  # an empty group may lie anywhere
             chunk = columns.get(name)
             fault = fault or ("a column is missing" if chunk is None else _fault(chunk, size))
         if rows < 0 or rows > images.packed + _SAME:

@@ -40,7 +40,7 @@ class ParquetSetWriter:
 
     by_label = False
 
-    def __init__(self, path: str, *, images: int) -> None:
+    def __init__(self, path: str) -> None:
         """See `raypipe.formats.open_writer`; how many files there are shows at the end."""
         self._path = path
         os.makedirs(os.path.join(path, DATA))

@@ -225,19 +225,16 @@ def _is_text(raw: bytes) -> bool:
 class FolderWriter:
     """Writes `LABEL/NUMBER.EXTENSION`, the number counting the images of a label.
 
-    Both are as wide as to sort, by name too, in the order they come.
-
     Attributes:
         by_label: True.
     """
 
     by_label = True
 
-    def __init__(self, path: str, *, images: int) -> None:
+    def __init__(self, path: str) -> None:
         """See `raypipe.formats.open_writer`."""
         os.makedirs(path)
         self._path = path
-        self._width = max(4, len(str(images - 1)))
         self._label = -1
         self._count = 0
 
@@ -255,7 +252,7 @@ class FolderWriter:
         if record.label != self._label:
             os.mkdir(os.path.join(self._path, folder))
             self._label, self._count = record.label, 0
-        name = f"{self._count:0{self._width}d}.{suffix(record.image, record.image_id)}"
+        name = f"{self._count:04d}.{suffix(record.image, record.image_id)}"
         with open(os.path.join(self._path, folder, name), "wb") as file:
             file.write(record.image)
         self._count += 1

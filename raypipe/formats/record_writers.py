@@ -24,10 +24,9 @@ _UNFIT = re.compile(r"[/\\\t\r\n]")
 class _Files:
     """A `.rec` with its index and list, written from front to back."""
 
-    def __init__(self, path: str, images: int) -> None:
+    def __init__(self, path: str) -> None:
         os.makedirs(path)
         self.path = path
-        self.images = images
         self.count = 0
         self._at = 0
         self._rec = self._open("train.rec")
@@ -61,8 +60,6 @@ class _Files:
 
     def finish(self, first: bytes = b"") -> None:
         """Closes the files, after the first record has been replaced by one of the same size."""
-        if self.count != self.images:
-            raise UserError(f"{self.count:,} images came, {self.images:,} were announced")
         if first:
             self._rec.seek(0)
             self._rec.write(encode(first))
@@ -79,20 +76,16 @@ class Im2recWriter:
 
     by_label = False
 
-    def __init__(self, path: str, *, images: int) -> None:
-        """A writer to a local folder to be made, of this many images."""
-        self._files = _Files(path, images)
+    def __init__(self, path: str) -> None:
+        """A writer to a local folder to be made."""
+        self._files = _Files(path)
 
     def write(self, record: Record) -> None:
         """See `raypipe.formats.Writer`."""
         self._files.image(self._files.count, record)
 
     def finish(self) -> None:
-        """See `raypipe.formats.Writer`.
-
-        Raises:
-            UserError: where not as many images came as announced.
-        """
+        """See `raypipe.formats.Writer`."""
         self._files.finish()
 
 
@@ -108,9 +101,9 @@ class InsightfaceWriter:
 
     by_label = True
 
-    def __init__(self, path: str, *, images: int) -> None:
-        """A writer to a local folder to be made, of this many images."""
-        self._files = _Files(path, images)
+    def __init__(self, path: str) -> None:
+        """A writer to a local folder to be made."""
+        self._files = _Files(path)
         self._files.range(0, 0, 0)  # how many identities there are is known at the end
         self._starts = array("q")  # key of each label's first image
         self._size = _ALIGNED
@@ -129,11 +122,7 @@ class InsightfaceWriter:
         self._starts.extend([key] * (record.label + 1 - len(self._starts)))
 
     def finish(self) -> None:
-        """See `raypipe.formats.Writer`.
-
-        Raises:
-            UserError: where not as many images came as announced.
-        """
+        """See `raypipe.formats.Writer`."""
         end = self._files.count + 1
         stops = [*self._starts[1:], end]
         for label, (start, stop) in enumerate(zip(self._starts, stops, strict=False)):

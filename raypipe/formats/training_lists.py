@@ -91,7 +91,7 @@ class ListsWriter:
 
     by_label = True
 
-    def __init__(self, path: str, *, images: int, place: str) -> None:
+    def __init__(self, path: str, *, place: str) -> None:
         """See `raypipe.formats.open_writer`.
 
         Args:
@@ -110,7 +110,7 @@ class ListsWriter:
             )
         os.makedirs(path)
         self._path = path
-        self._folder = FolderWriter(os.path.join(path, IMAGES), images=images)
+        self._folder = FolderWriter(os.path.join(path, IMAGES))
         self._lists = [
             open(os.path.join(path, name), "w", newline="\n")  # noqa: SIM115  (see finish)
             for name in ("sota_fr.txt", "train.txt", "train.lst")

@@ -167,7 +167,7 @@ class TarSetWriter:
 
     by_label = False
 
-    def __init__(self, path: str, *, images: int) -> None:
+    def __init__(self, path: str) -> None:
         """See `raypipe.formats.open_writer`."""
         os.makedirs(path)
         self._path = path

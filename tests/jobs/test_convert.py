@@ -1,15 +1,15 @@
 """Every format into every other, through the command line and by hand."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
+from jobs.cli import app
 from jobs.convert import convert
 from raypipe.errors import UserError
 from raypipe.formats import Record, open_reader, open_writer
@@ -32,9 +32,8 @@ def held(path: Path | str) -> list[tuple[str, int]]:
     return [(sha256(r.image).hexdigest(), r.label) for r in open_reader(str(path)).records()]
 
 
-def raypipe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.cli", "convert", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def raypipe(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["convert", *arguments])
 
 
 @pytest.mark.parametrize("first", PLAIN)
@@ -66,7 +65,7 @@ def test_a_shuffled_set_keeps_its_order_where_the_format_can_hold_it(
     tmp_path: Path, format: str
 ) -> None:
     records = list(shuffled())
-    with open_writer(str(tmp_path / "set"), "webdataset", images=len(records)) as writer:
+    with open_writer(str(tmp_path / "set"), "webdataset") as writer:
         for record in records:
             writer.write(record)
     result = convert(str(tmp_path / "set"), str(tmp_path / "out"), format)
@@ -78,7 +77,7 @@ def test_a_shuffled_set_keeps_its_order_where_the_format_can_hold_it(
 
 def test_labels_with_gaps_are_numbered_anew(tmp_path: Path) -> None:
     records = [r._replace(label=100 + 2 * r.label) for r in shuffled()]
-    with open_writer(str(tmp_path / "set"), "webdataset", images=len(records)) as writer:
+    with open_writer(str(tmp_path / "set"), "webdataset") as writer:
         for record in records:
             writer.write(record)
     result = convert(str(tmp_path / "set"), str(tmp_path / "out"), "im2rec")
@@ -98,7 +97,7 @@ def test_a_mask_takes_some_and_numbers_them_densely(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["webdataset", "hsface"])
 def test_damage_is_named_and_everything_else_converted(tmp_path: Path, format: str) -> None:
     found = raypipe(str(FILES / "truncated.rec"), str(tmp_path / "out"), "--format", format)
-    assert found.returncode == 1
+    assert found.exit_code == 1
     intact = held(tmp_path / "out")
     assert intact == truth()[: len(intact)]
     assert len(intact) >= 20
@@ -108,14 +107,29 @@ def test_damage_is_named_and_everything_else_converted(tmp_path: Path, format: s
 
 def test_damage_in_a_shuffled_set_is_still_told(tmp_path: Path) -> None:
     records = list(shuffled())
-    with open_writer(str(tmp_path / "set"), "im2rec", images=len(records)) as writer:
+    with open_writer(str(tmp_path / "set"), "im2rec") as writer:
         for record in records:
             writer.write(record)
     data = (tmp_path / "set" / "train.rec").read_bytes()
     (tmp_path / "cut.rec").write_bytes(data[:-300])
     result = convert(str(tmp_path / "cut.rec"), str(tmp_path / "out"), "hsface")
-    assert "cut.rec: byte " in str(result.damage)
+    (fault,) = result.faults
+    assert "cut.rec: byte " in fault
     assert set(held(tmp_path / "out")) < {(sha256(r.image).hexdigest(), r.label) for r in records}
+
+
+@pytest.mark.parametrize("format", PLAIN)
+def test_what_is_no_image_is_left_out_and_told(tmp_path: Path, format: str) -> None:
+    records = list(shuffled())
+    with open_writer(str(tmp_path / "set"), "im2rec") as writer:
+        for record in records:
+            writer.write(record)
+        for _ in range(7):
+            writer.write(Record(b"these are words", 2, "2", ""))
+    result = convert(str(tmp_path / "set"), str(tmp_path / "out"), format)
+    assert set(held(tmp_path / "out")) == {(sha256(r.image).hexdigest(), r.label) for r in records}
+    assert "record 40 is no image" in result.faults[0]
+    assert result.faults[-1].startswith("7 records of ")
 
 
 def test_a_verification_set_goes_into_its_own_formats_only(tmp_path: Path) -> None:
@@ -151,7 +165,7 @@ def test_a_mistake_is_one_line_and_nothing_is_left(
     (tmp_path / "there").mkdir()
     paths = (tmp_path, FILES / "train.rec", FILES / "pairs_evil.bin")
     found = raypipe(*(argument.format(*paths) for argument in arguments))
-    assert found.returncode == 2
+    assert found.exit_code == 2
     assert message in found.stderr
     assert found.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -96,7 +96,7 @@ def test_every_format_is_ingested_alike(tmp_path: Path, ray_cluster: None) -> No
     shards = tmp_path / "apart"
     shards.mkdir()
     for number, record in enumerate(open_reader(str(FILES / "train.rec")).records()):
-        with open_writer(str(tmp_path / "one"), "webdataset", images=1) as writer:
+        with open_writer(str(tmp_path / "one"), "webdataset") as writer:
             writer.write(record)
         (tmp_path / "one" / "shard-000000.tar").rename(shards / f"{number:02d}.tar")
         shutil.rmtree(tmp_path / "one")

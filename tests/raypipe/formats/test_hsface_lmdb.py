@@ -62,7 +62,7 @@ def records(count: int, size: int = 3000, *, feature: int = 0) -> list[Record]:
 
 def write(path: Path, some: Iterable[Record], format: str = "hsface") -> Path:
     some = list(some)
-    with open_writer(str(path), format, images=len(some)) as writer:
+    with open_writer(str(path), format) as writer:
         assert writer.by_label
         for record in some:
             writer.write(record)
@@ -265,7 +265,7 @@ def test_an_empty_set(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_file_that_outgrows_the_first_map(tmp_path: Path, traced: None) -> None:
     image = bytes(60 * 2**20)
-    with open_writer(str(tmp_path / "set.lmdb"), "hsface", images=10) as writer:
+    with open_writer(str(tmp_path / "set.lmdb"), "hsface") as writer:
         for i in range(10):
             writer.write(Record(image, i, str(i), str(i)))
     reader = open_reader(str(tmp_path / "set.lmdb"))
@@ -546,7 +546,7 @@ def _all_identities(path: str) -> None:
 def test_on_an_object_store(tmp_path: Path, s3_bucket: str) -> None:
     made = records(300, 9000, feature=16)
     uri = storage.join(s3_bucket, "sets", "vec.lmdb")
-    with open_writer(uri, "vec2face", images=len(made)) as writer:
+    with open_writer(uri, "vec2face") as writer:
         for record in made:
             writer.write(record)
     reader = open_reader(uri)
@@ -564,7 +564,7 @@ def test_on_an_object_store(tmp_path: Path, s3_bucket: str) -> None:
 def test_memory_is_flat_in_the_number_of_records(tmp_path: Path, traced: None) -> None:
     """But for 10 bytes a record of the list of keys, twice while it is written."""
     path = str(tmp_path / "set.lmdb")
-    with open_writer(path, "hsface", images=200_000) as writer:
+    with open_writer(path, "hsface") as writer:
         for i in range(200_000):
             writer.write(Record(b"%d" % i, i // 50, str(i // 50), str(i)))
     assert tracemalloc.get_traced_memory()[1] < 6 * 2**20

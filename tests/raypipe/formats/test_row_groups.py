@@ -18,7 +18,7 @@ def test_a_row_group_without_a_row_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_a_set_that_fills_its_row_groups_ends_with_the_last(tmp_path: Path) -> None:
-    with open_writer(str(tmp_path / "set"), "parquet", images=1000) as writer:
+    with open_writer(str(tmp_path / "set"), "parquet") as writer:
         for number in range(1000):
             writer.write(Record(b"\xff\xd8\xff", 0, "0", str(number)))
     (path,) = (tmp_path / "set" / "data").iterdir()

@@ -26,7 +26,7 @@ SOME = records(sorted(i % 12 for i in range(60)))
 
 
 def write(path: Path | str, some: list[Record]) -> None:
-    with open_writer(str(path), "lists", images=len(some)) as writer:
+    with open_writer(str(path), "lists") as writer:
         assert writer.by_label
         for record in some:
             writer.write(record)

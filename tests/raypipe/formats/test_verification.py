@@ -477,6 +477,7 @@ def sources(root: Path) -> dict[str, tuple[Path, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     rng = random.Random(5)
     refused = count = 0
@@ -572,6 +573,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     paths = bombs(tmp_path)
     done = subprocess.run(

@@ -84,7 +84,7 @@ def records(count: int, per_label: int) -> list[Record]:
 
 
 def write(path: Path | str, some: list[Record]) -> None:
-    with open_writer(str(path), "webdataset", images=len(some)) as writer:
+    with open_writer(str(path), "webdataset") as writer:
         assert not writer.by_label
         for record in some:
             writer.write(record)
@@ -433,7 +433,7 @@ def test_a_record_that_is_no_image_cannot_be_written(tmp_path: Path) -> None:
 def test_ten_thousand_images_a_shard_and_more_of_one_label(tmp_path: Path) -> None:
     count = SHARD_SIZE + 5
     tiny = b"\xff\xd8\xff"
-    with open_writer(str(tmp_path / "out"), "webdataset", images=count) as writer:
+    with open_writer(str(tmp_path / "out"), "webdataset") as writer:
         for _ in range(count):
             writer.write(Record(tiny, 1, "a", "b"))
     index = storage.read_json(str(tmp_path / "out" / "index.json"))
