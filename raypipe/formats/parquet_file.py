@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe import storage
@@ -156,6 +157,7 @@ class ParquetFile(ABC):
         )
         try:
             while done < sound and (batch := next(reader, None)) is not None:
+                _check_dictionaries(batch)
                 yield batch
                 done += len(batch)
         except UserError:
@@ -197,6 +199,7 @@ class Cursor:
     def __init__(self, batches: Callable[[int | None], Iterator[pa.RecordBatch]]) -> None:
         self._batches = batches
         self._rows: int | None = None
+        self._fault: Fault | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -217,14 +220,15 @@ class Cursor:
             self._first += len(done) if done is not None else 0
             try:
                 self._held = next(self._coming, None)
-            except Fault:
-                if self._rows == 1:
-                    raise
-                self._rows = 1  # once more, row by row up to the damage
-                self._begin()
-                continue
+            except Fault as fault:
+                self._fault = fault
+                if self._rows is None:
+                    self._rows = 1  # once more, row by row up to the damage
+                    self._begin()
+                    continue
             if self._held is None:
-                raise IndexError(row)
+                assert self._fault is not None, "a row group ends early only with a fault"
+                raise self._fault
         return self._held.slice(row - self._first, 1)
 
 
@@ -304,6 +308,15 @@ class _Source(io.RawIOBase):
     def readable(self) -> bool:
         """See `io.RawIOBase`."""
         return True
+
+
+def _check_dictionaries(batch: pa.RecordBatch) -> None:
+    """pyarrow believes a damaged file what place in a dictionary a value has."""
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            last = pc.max(column.indices).as_py()
+            if last is not None and last >= len(column.dictionary):
+                raise ValueError(f"value {last:,} of a dictionary of {len(column.dictionary):,}")
 
 
 def _footer_length(tail: bytes, size: int) -> int:
