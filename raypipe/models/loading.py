@@ -1,6 +1,8 @@
 """Weights from files: safetensors or PyTorch checkpoints, and nothing in them is ever executed."""
 
+import argparse
 import io
+import json
 from pathlib import Path
 
 import torch
@@ -37,7 +39,9 @@ def _parse(path: str) -> object:
     try:
         if path.endswith(".safetensors"):
             return load_safetensors(data)
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        # Checkpoints of training scripts keep their arguments: a Namespace, which does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # Whatever a broken or hostile file makes the parsers raise, the file is at fault.
         raise UserError(
@@ -78,6 +82,12 @@ def load_state(path: str) -> dict[str, Tensor]:
     return state
 
 
+def metadata(path: str) -> dict[str, str]:
+    """What a `.safetensors` file that `load_state` accepts says of itself beside the tensors."""
+    length = int.from_bytes(storage.read_bytes(path, 8), "little")
+    return json.loads(storage.read_bytes(path, 8 + length)[8:]).get("__metadata__", {})
+
+
 def load_into(module: nn.Module, path: str) -> None:
     """Copies the weights of a file into a network; half precision becomes the network's own.
 
@@ -86,6 +96,12 @@ def load_into(module: nn.Module, path: str) -> None:
             such name and both shapes. Also whatever `load_state` raises.
     """
     state = load_state(path)
+    check_state(module, state, path)
+    module.load_state_dict(state, strict=False)
+
+
+def check_state(module: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    """Raises UserError, as `load_into` does, where the weights of a file do not fit a network."""
     wanted = module.state_dict()
     problems = []
     for name, tensor in wanted.items():
@@ -108,4 +124,3 @@ def load_into(module: nn.Module, path: str) -> None:
         raise UserError(
             f"{path}: weights of another network than {type(module).__name__}: {problems[0]}{more}"
         )
-    module.load_state_dict(state, strict=False)

@@ -1,7 +1,6 @@
 """IResNet against the published names, shapes, sizes and outputs."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +12,11 @@ from raypipe.models.iresnet import iresnet
 PARITY = Path(__file__).parents[2] / "data" / "parity"
 
 
-def formula_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Weights as tests/data/parity/README.md defines them."""
-    state = {}
-    for name, shape in shapes.items():
-        random = np.random.RandomState(zlib.crc32(("dev:" + name).encode()))
-        noise = np.asarray(random.standard_normal(shape), dtype=np.float32)
-        if name.endswith("num_batches_tracked"):
-            value = np.zeros(shape)
-        elif name.endswith("running_mean"):
-            value = 0.05 * noise
-        elif name.endswith("running_var"):
-            value = 1 + 0.1 * np.abs(noise)
-        elif noise.ndim >= 2:
-            value = noise / np.sqrt(np.prod(shape[1:]))
-        else:
-            value = 1 + 0.1 * noise if name.endswith("weight") else 0.05 * noise
-        if name.endswith("bn3.weight"):
-            value = value * 0.2
-        state[name] = torch.from_numpy(
-            np.asarray(value, np.int64 if "num_batches" in name else np.float32)
-        )
-    return state
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", ["18", "50"])
-def test_names_shapes_and_embeddings_are_those_of_the_published_network(depth: str) -> None:
+def test_names_shapes_and_embeddings_are_those_of_the_published_network(
+    depth: str, formula_weights
+) -> None:
     shapes = json.loads((PARITY / f"iresnet{depth}_state_dict.json").read_text())
     network = iresnet(depth).eval()
     assert {name: list(value.shape) for name, value in network.state_dict().items()} == shapes
