@@ -18,7 +18,6 @@ from raypipe.vectors.distribution import DRAWN, Distribution, Gaussian
 
 DRAWS = 3  # candidates drawn for a vector at most, on average: as published (Vec2Face, issue 11)
 _FIRST = 256  # a block is compared pair by pair, so the first, where nothing thins it out, is small
-_BLOCK = 16_384
 _WINDOW = 4 * DRAWN  # candidates that the acceptance rate is measured on
 
 
@@ -49,7 +48,7 @@ def sample(
     ceiling: float,
     seed: int,
     against: np.ndarray | None = None,
-    block: int = _BLOCK,
+    block: int = DRAWN,
 ) -> Sampled:
     """Draws identity vectors.
 

@@ -148,7 +148,7 @@ def test_blocks_and_threads_change_nothing_and_fewer_are_the_first():
     before = faiss.omp_get_max_threads()
     try:
         found = []
-        for threads, block in ((1, 16_384), (2, 16_384), (2, 1000), (1, 333)):
+        for threads, block in ((1, 4096), (2, 4096), (2, 1000), (1, 333)):
             faiss.omp_set_num_threads(threads)
             found.append(sample(law, 1500, ceiling=0.8, seed=1, block=block))
     finally:
