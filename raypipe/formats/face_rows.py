@@ -74,7 +74,8 @@ class FaceRowsReader(RowGroupsReader[RowsFile]):
         for number in range(len(file.groups)):
             try:
                 for _, batch in file.intact(number, images=False):
-                    found.append(np.unique(_Kept(batch).indices))
+                    kept = _Kept(batch)
+                    found.append(kept.indices[np.unique(kept.rows, return_index=True)[1]])
             except Fault:
                 continue
         return np.concatenate(found)
@@ -91,7 +92,7 @@ class FaceRowsReader(RowGroupsReader[RowsFile]):
         name, _, place = source.rpartition("@")
         row, _, image = place.partition("/")
         sound = all(part.isdecimal() and len(part) < 19 for part in (row, image))
-        return (name, int(row), int(image)) if sound else (source, 0, 0)
+        return (name, int(row), int(image)) if sound else (source, -1, 0)
 
     def image(self, file: RowsFile, row: pa.RecordBatch, image: int) -> bytes | None:
         """See `RowGroupsReader`."""

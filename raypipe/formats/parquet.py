@@ -95,7 +95,7 @@ class ParquetReader(RowGroupsReader[ImageFile]):
     def place(self, source: str) -> tuple[str, int, int]:
         """See `RowGroupsReader`."""
         name, _, row = source.rpartition("@")
-        return (name, int(row), 0) if row.isdecimal() and len(row) < 19 else (source, 0, 0)
+        return (name, int(row), 0) if row.isdecimal() and len(row) < 19 else (source, -1, 0)
 
     def image(self, file: ImageFile, row: pa.RecordBatch, image: int) -> bytes | None:
         """See `RowGroupsReader`."""

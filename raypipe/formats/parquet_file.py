@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.formats.blob import Blob
-from raypipe.formats.parquet_footer import check_pages, read_groups
+from raypipe.formats.parquet_footer import batch_of, check_pages, read_groups
 
 MAGIC = b"PAR1"
-_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError)
+_ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, struct.error)
 _SMALL_ROWS = 50_000  # read at once without their images
 _BUFFER = 2**20
 _AHEAD = 64 * 2**20  # bytes of a row group that are read at once, and held
@@ -144,18 +144,19 @@ class ParquetFile(ABC):
         chunks = [group.chunks[leaf] for leaf in leaves]
         if storage.is_uri(self.path):
             self._source.hold([(chunk.start, chunk.packed) for chunk in chunks])
-        bad = [found for chunk in chunks if (found := check_pages(self._source.at, chunk))]
+        read = self._source.at
+        bad = [found for chunk in chunks if (found := check_pages(read, chunk))]
         sound, offset, what = min(bad, default=(group.rows, group.offset, ""))
-        if bad:
-            rows = 1  # so that pyarrow sees nothing of the bad page
         done = 0
-        reader = self._file.iter_batches(
-            rows or (group.batch if images else _SMALL_ROWS),
-            row_groups=[number],
-            columns=leaves,
-            use_threads=False,
-        )
         try:
+            if bad:
+                rows = 1  # so that pyarrow sees nothing of the bad page
+            elif rows is None:
+                data = group.chunks[self.leaves.data]
+                rows = batch_of(read, data, group.batch) if images else _SMALL_ROWS
+            reader = self._file.iter_batches(
+                rows, row_groups=[number], columns=leaves, use_threads=False
+            )
             while done < sound and (batch := next(reader, None)) is not None:
                 _check_dictionaries(batch)
                 yield batch

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 # Bytes of a row group's images are at least as many as its rows, but for some more, which may be
 # the same picture many times; and they unpack to so many times as many and some more. JPEG and PNG
 # do not get smaller.
@@ -22,6 +24,7 @@ _DEEPEST = 16
 # Bytes of the head of a page: most are short; one may hold its smallest and its largest value.
 _HEADS = (256, 64 * 1024)
 _MANY = 1_000_000
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 _INTEGERS, _DOUBLE, _BINARY, _LISTS, _STRUCT = (4, 5, 6), 7, 8, (9, 10), 12
 _TRUE, _FALSE, _BYTE = 1, 2, 3
 
@@ -56,14 +59,14 @@ class Chunk(NamedTuple):
     Attributes:
         start: where it begins in the file.
         packed, unpacked: bytes of it in the file, and of its values.
-        dictionary: bytes of its dictionary, 0 where it has none.
+        codec: number of what it is packed with.
         nulls: how many of its values it says are missing.
     """
 
     start: int
     packed: int
     unpacked: int
-    dictionary: int
+    codec: int
     nulls: int
 
 
@@ -111,7 +114,7 @@ def _chunk(about: dict[int, Any]) -> Chunk:
         start = _integer(about, 11)
     statistics = about.get(12)
     nulls = _integer(statistics, 3) if isinstance(statistics, dict) else 0
-    return Chunk(start, _integer(about, 7), _integer(about, 6), pages - start, nulls)
+    return Chunk(start, _integer(about, 7), _integer(about, 6), _integer(about, 4), nulls)
 
 
 def _fault(chunk: Chunk, size: int) -> str | None:
@@ -125,11 +128,28 @@ def _fault(chunk: Chunk, size: int) -> str | None:
 
 
 def _batch(chunk: Chunk, rows: int) -> int:
-    packed, unpacked = max(chunk.packed, 1), max(chunk.unpacked, 1)
-    most = _BATCH_BYTES * rows // unpacked
-    if chunk.dictionary:  # any of the rows may be the largest of its pictures
-        most = min(most, 4 * _BATCH_BYTES // (chunk.dictionary * -(-unpacked // packed)))
-    return max(1, min(most, _BATCH_ROWS))
+    return max(1, min(_BATCH_BYTES * rows // max(chunk.unpacked, 1), _BATCH_ROWS))
+
+
+def batch_of(read: Callable[[int, int], bytes], chunk: Chunk, batch: int) -> int:
+    """How many rows to read at once where they may all be the largest value of a dictionary.
+
+    Args:
+        read: as in `check_pages`, which found nothing bad.
+        batch: so many, were they all as large as the mean.
+    """
+    page, head = _head(read, chunk.start, chunk.packed)
+    if 7 not in page:
+        return batch
+    data, largest = read(chunk.start + head, _integer(page, 3)), _integer(page, 2)
+    if chunk.codec in _CODECS:
+        data = pa.decompress(data, largest, _CODECS[chunk.codec], asbytes=True)
+    if chunk.codec in (0, *_CODECS):
+        largest = place = 0
+        for _ in range(_integer(page[7], 1)):
+            (length,) = struct.unpack_from("<I", data, place)
+            largest, place = max(largest, length), place + 4 + length
+    return max(1, min(batch, 2 * _BATCH_BYTES // max(largest, 1)))
 
 
 def check_pages(read: Callable[[int, int], bytes], chunk: Chunk) -> tuple[int, int, str] | None:

@@ -85,7 +85,7 @@ class RowGroupsReader(KeyedReader, Generic[_File]):
 
     @abstractmethod
     def place(self, source: str) -> tuple[str, int, int]:
-        """File, row and image in it that a source names; (the text, 0, 0) where it names none."""
+        """File, row and image in it that a source names; (the text, -1, 0) where it names none."""
 
     @abstractmethod
     def image(self, file: _File, row: pa.RecordBatch, image: int) -> bytes | None:
