@@ -18,6 +18,7 @@ from raypipe.errors import UserError
 from raypipe.models import loading
 from raypipe.models.vec2face_decoder import ImageDecoder, Upsample
 from raypipe.models.vec2face_sizes import INFERENCE, Sizes, sizes_of
+from raypipe.models.vec2face_small import SmallDecoder
 from raypipe.models.vec2face_tokens import NORM_EPS, Block, TokenEmbedding
 
 PATCH = 16
@@ -50,7 +51,11 @@ class Vec2Face(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(width, NORM_EPS)
         self.im_decoder_proj = nn.Linear(width, sizes.channels)
-        self.im_decoder = ImageDecoder(sizes.channels, sizes.levels, sizes.blocks)
+        self.im_decoder: ImageDecoder | SmallDecoder
+        if sizes.blocks:
+            self.im_decoder = ImageDecoder(sizes.channels, sizes.levels, sizes.blocks)
+        else:
+            self.im_decoder = SmallDecoder(sizes.channels, sizes.levels)
         # In the published checkpoints, and in no path: frozen, so that no optimiser touches them.
         self.center_token = nn.Linear(width, tokens).requires_grad_(False)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, PATCH)})

@@ -55,7 +55,9 @@ class Sizes:
         channels: channels of that map.
         levels: channels of the image decoder at each size, smallest first; multiples of 32. The
             image has side · 2^(len(levels) − 1) pixels a side.
-        blocks: residual blocks at each size.
+        blocks: residual blocks at each size; 0: the decoder of the small network
+            (`raypipe.models.vec2face_small`), whose levels are any number of channels and whose
+            image has 112 pixels a side.
     """
 
     vector: int = 512
@@ -75,11 +77,26 @@ class Sizes:
                 f"{self.heads} and {self.decoder_heads} attention heads do not divide the width "
                 f"of {self.width}; choose divisors"
             )
-        if not self.levels or any(channels % GROUPS for channels in self.levels):
+        grouped = self.levels if self.blocks else ()
+        if not self.levels or any(channels % GROUPS for channels in grouped):
             raise UserError(
                 f"the image decoder's channels {list(self.levels)} are not multiples of {GROUPS}"
             )
 
+
+# For 128 numbers of dlib's network: 5.6 million parameters, starts from the demo's DCGAN.
+SMALL = Sizes(
+    vector=128,
+    width=192,
+    depth=3,
+    heads=6,
+    decoder_depth=3,
+    decoder_heads=6,
+    side=4,
+    channels=512,
+    levels=(256, 128, 64),
+    blocks=0,
+)
 
 # vec2face_vit_{base,large,huge}_patch16 of model_vec2face.py; image decoder of its vqgan.yaml.
 PUBLISHED = {
@@ -113,7 +130,11 @@ def sizes_of(state: dict[str, Tensor], metadata: dict[str, str]) -> Sizes:
         if not published:
             raise UserError(f"a width of {width} is not published, and no metadata tells the heads")
         heads, decoder_heads = published[0].heads, published[0].decoder_heads
-    levels = count("im_decoder.up.", ".block.0.conv2.weight")
+    blocks = count("im_decoder.up.0.block.", ".conv2.weight")
+    level, axis = (".block.0.conv2.weight", 0) if blocks else (".weight", 1)
+    levels = tuple(
+        size(f"im_decoder.up.{k}{level}", axis) for k in range(count("im_decoder.up.", level))
+    )
     return Sizes(
         vector=size("latent_prior_proj_f.weight", 1),
         width=width,
@@ -123,8 +144,6 @@ def sizes_of(state: dict[str, Tensor], metadata: dict[str, str]) -> Sizes:
         decoder_heads=decoder_heads,
         side=math.isqrt(size("feature_token.weight", 0)),
         channels=size("im_decoder_proj.weight", 0),
-        levels=tuple(size(f"im_decoder.up.{k}.block.0.conv2.weight", 0) for k in range(levels))[
-            ::-1
-        ],
-        blocks=count("im_decoder.up.0.block.", ".conv2.weight"),
+        levels=levels[::-1] if blocks else levels,  # published: `up.0` is the largest size
+        blocks=blocks,
     )
