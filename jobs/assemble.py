@@ -45,7 +45,8 @@ def run(config: Build) -> Manifest:
     inputs = {"screen": screened.content_digest}
     work = begin(config, job="assemble", settings=matters, inputs=inputs)
     if work.manifest:
-        _describe(config, work.manifest.counts, work.manifest.extra)
+        done = work.manifest
+        _describe(config, done.counts, done.extra, done.content_digest)
         return work.manifest
     connect(config)
     plan = work.path("plan.parquet")
@@ -91,14 +92,15 @@ def run(config: Build) -> Manifest:
     counts = {name: identities.counts[name] for name in ("identities", "images")}
     counts["training_set"] = {**summary, "shards": len(ranges)}
     extra = {"files": files, "generators": ray.get(_generators.remote(work.root))}
-    _describe(config, counts, extra)
-    return work.finish(counts, training_set.content_digest(files.values()), extra)
+    digest = training_set.content_digest(files.values())
+    _describe(config, counts, extra, digest)
+    return work.finish(counts, digest, extra)
 
 
-def _describe(config: Build, counts: dict[str, Any], extra: dict[str, Any]) -> None:
+def _describe(config: Build, counts: dict[str, Any], extra: dict[str, Any], digest: str) -> None:
     """Writes the card; at every run, for the licences that the configuration states may change."""
     generators = [(name, weights) for name, weights in extra.get("generators", [])]
-    write_card(config, counts, extra["files"], generators)
+    write_card(config, counts, extra["files"], digest, generators)
 
 
 @ray.remote(num_cpus=1)

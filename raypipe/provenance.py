@@ -11,6 +11,7 @@ from raypipe.config import Build
 from raypipe.croissant import CROISSANT, croissant
 from raypipe.licences import uses
 from raypipe.manifest import Manifest, read_manifest
+from raypipe.report.words import count
 
 _LEAKAGE = "leakage.json"  # of the screening job
 _JOBS = ("sample", "ingest", "embed", "clean", "screen")
@@ -30,6 +31,7 @@ def write_card(
     config: Build,
     counts: Mapping[str, Any],
     files: Mapping[str, str],
+    digest: str,
     generators: Sequence[tuple[str, str]],
 ) -> None:
     """Writes `README.md`, `croissant.json` and `licences.json` of the assembled set.
@@ -39,11 +41,12 @@ def write_card(
 
     Args:
         counts: of the assemble job's manifest.
-        files: path inside the set → hex SHA-256, in order.
+        files: path inside the set → hex SHA-256.
+        digest: content digest of the set.
         generators: as `training_set.generators` gives them.
     """
     root = storage.join(config.workspace, "assemble")
-    facts = _facts(config, root, counts, files, generators)
+    facts = _facts(config, root, counts, files, digest, generators)
     storage.write_bytes(storage.join(root, README), card(facts).encode())
     storage.write_json(storage.join(root, CROISSANT), croissant(facts))
     storage.write_json(storage.join(root, LICENCES), [asdict(use) for use in facts.uses])
@@ -54,9 +57,9 @@ def _facts(
     root: str,
     counts: Mapping[str, Any],
     files: Mapping[str, str],
+    digest: str,
     generators: Sequence[tuple[str, str]],
 ) -> SetFacts:
-    digest = training_set.content_digest(files.values())
     made = counts["training_set"]
     each = made["images"] // max(made["identities"], 1)
     done = manifests(config)
@@ -68,7 +71,7 @@ def _facts(
         name=f"faces-{digest[:12]}",
         about=f"A training set for face recognition: {made['images']:,} images of "
         f"{made['identities']:,} identities, {each} of each, in the order of training. Made by "
-        f"raypipe {__version__} from {', '.join(made['sources'])}; "
+        f"raypipe {__version__} from {', '.join(sorted(made['sources']))}; "
         f"{made['augmented']:,} of the images are augmentations of others.",
         identities=made["identities"],
         images=made["images"],
@@ -97,7 +100,7 @@ def _shards(root: str, folder: str, files: Mapping[str, str]) -> list[Shard]:
     sizes = {entry.name: entry.size for entry in storage.listdir(storage.join(root, folder))}
     return [
         Shard(path=path, size=sizes[path.rpartition("/")[2]], sha256=sha256)
-        for path, sha256 in files.items()
+        for path, sha256 in sorted(files.items())
         if path.startswith(f"{folder}/")
     ]
 
@@ -105,7 +108,7 @@ def _shards(root: str, folder: str, files: Mapping[str, str]) -> list[Shard]:
 def _sources(ingest: Manifest | None, made: Mapping[str, Any]) -> str:
     read = ingest.counts["sources"] if ingest else {}
     rows = []
-    for name, chosen in made["sources"].items():
+    for name, chosen in sorted(made["sources"].items()):
         found = read.get(name)
         people, images = (found["identities"], found["images"]) if found else (None, None)
         numbers = (people, images, chosen["identities"], chosen["kept"], chosen["augmented"])
@@ -118,15 +121,16 @@ def _sources(ingest: Manifest | None, made: Mapping[str, Any]) -> str:
 def _jobs(config: Build, done: Mapping[str, Manifest], counts: Mapping[str, Any]) -> str:
     settings = {name: manifest.origin.settings for name, manifest in done.items()}
     settings["assemble"] = config.assemble.model_dump(exclude={"pool"}) | {"seed": config.seed}
-    before: dict[str, Counter[str]] = {"identities": Counter(), "images": Counter()}
-    rows = []
+    before: dict[str, Counter[str]] = {"identity": Counter(), "image": Counter()}
+    units, rows = {"identity": "identities", "image": "images"}, []
     for name, chosen in settings.items():
         rejected = []
         if "/" not in name and name != "sample":
             now = counts if name == "assemble" else done[name].counts
             for unit, earlier in before.items():
-                total = Counter(now[unit]["rejected"])
-                rejected += [f"{n:,} {unit} {reason}" for reason, n in (total - earlier).items()]
+                total = Counter(now[units[unit]]["rejected"])
+                new = sorted((total - earlier).items())
+                rejected += [f"{count(number, unit)} {reason}" for reason, number in new]
                 before[unit] = total
         rows.append((name, ", ".join(_settings(chosen)), ", ".join(rejected)))
     return (

@@ -1,6 +1,7 @@
 """The assemble job, through Ray."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -145,6 +146,37 @@ def test_the_set_is_complete_in_order_and_adds_up(assembled):
     assert verify_files(str(workspace / "assemble"), manifest) == []
     named = {name: digest for name, digest in files_of(workspace).items() if "index" not in name}
     assert manifest.extra["files"] == named
+
+
+@pytest.mark.slow
+def test_a_card_lies_beside_the_shards_and_follows_the_configuration(assembled):
+    import mlcroissant
+
+    workspace, manifest = assembled
+    root = workspace / "assemble"
+    text, counts = (root / "README.md").read_text(), manifest.counts["training_set"]
+    assert f"| images | {counts['images']:,} |" in text
+    assert "| source | base | images of the set | **not stated** | nobody |  |" in text
+    assert "compared with no gallery" in text
+    assert manifest.content_digest in text
+    assert "| assemble | " in text
+    assert "| screen |  | 1 identity screen:in_gallery, " in text
+    assert str(workspace) not in text
+    dataset = mlcroissant.Dataset(jsonld=str(root / "croissant.json"))
+    assert not dataset.metadata.ctx.issues.errors
+    rows = list(dataset.records("faces"))
+    assert [row["faces/position"] for row in rows] == list(range(counts["images"]))
+    files = json.loads((root / "croissant.json").read_text())["distribution"]
+    assert {f["contentUrl"]: f["sha256"] for f in files[:-1]} == manifest.extra["files"]
+
+    config = build(workspace)
+    source = config.ingest.sources[0].model_copy(update={"licence": "CC0-1.0"})
+    ingest = config.ingest.model_copy(update={"sources": [source]})
+    assert run(config.model_copy(update={"ingest": ingest})) == manifest
+    changed = (root / "README.md").read_text()
+    assert "| source | base | images of the set | CC0-1.0 | the configuration |  |" in changed
+    assert run(config) == manifest
+    assert (root / "README.md").read_text() == text
 
 
 @pytest.mark.slow
