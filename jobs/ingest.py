@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import ray
+from rich.markup import escape
 
 from actors.align import AlignActor
 from actors.read import ReadActor
@@ -26,6 +27,7 @@ from raypipe.config.align import AlignerConfig
 from raypipe.config.ingest import SourceConfig
 from raypipe.faceset import ROWS, Identity, write_rows
 from raypipe.formats import Reader, open_reader
+from raypipe.formats.row_groups import RowGroupsReader
 from raypipe.manifest import Manifest, Origin, digest_of, read_manifest, summarise, write_manifest
 
 LISTING = "listing"
@@ -137,6 +139,12 @@ def _listed(
             digest.update(f"{listing.identity.identity_id}\0{listing.fingerprint}\0".encode())
         yield [listing.identity for listing in part]
     found[f"files of {name}"] = stamp or digest.hexdigest()
+    if isinstance(reader, RowGroupsReader) and reader.strewn:
+        console.print(
+            f"[bold yellow]slow[/] {escape(reader.path)}: the images of a person lie in many row "
+            "groups, each of which is read for each of them; `raypipe convert` it to hsface first",
+            soft_wrap=True,
+        )
 
 
 def _fingerprints(

@@ -48,12 +48,14 @@ class KeyedReader(ABC):
         path: of the set.
         source: name the identities carry.
         max_bytes: a larger image is rejected unread.
+        strewn: whether `identities` found that the images of most people do not lie side by side.
     """
 
     def __init__(self, path: str, *, source: str, max_bytes: int) -> None:
         self.path = path
         self.source = source
         self.max_bytes = max_bytes
+        self.strewn = False
 
     @abstractmethod
     def stamp(self) -> str | None:
@@ -118,6 +120,7 @@ class KeyedReader(ABC):
         table = pa.concat_tables(list(scan(self.entries, self.parts()))).combine_chunks()
         codes = table["identity"].combine_chunks().dictionary_encode()
         order = codes.indices.to_numpy()
+        self.strewn = np.count_nonzero(np.diff(order)) > 2 * len(codes.dictionary)
         if np.any(np.diff(order) < 0):  # codes count up by first appearance
             table = table.take(pa.array(np.argsort(order, kind="stable")))
         ends = np.cumsum(np.bincount(order, minlength=len(codes.dictionary)))

@@ -227,3 +227,16 @@ def test_photographs_are_aligned_on_their_way_in(tmp_path: Path, ray_cluster: No
         for image in identity.kept:
             assert decode(image.data, source="").shape == (112, 112, 3)
             assert image.parent in {f"{n}.pgm" for n in (1, 2, 3)}
+
+
+def test_a_parquet_set_in_the_order_of_training_is_told_to_be_slow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for format, order in (("together", range(24)), ("strewn", range(0, 24 * 7, 7))):
+        records = list(open_reader(str(FILES / "train.rec")).records())
+        with open_writer(str(tmp_path / format), "parquet") as writer:
+            for number in order:
+                writer.write(records[number % 24])
+        config = build(tmp_path, f"ingest.sources=[{{name: a, path: {tmp_path / format}}}]")
+        write_listing(config, str(tmp_path / f"{format} listed"), config.ingest.sources, job="x")
+        assert ("lie in many row groups" in capsys.readouterr().err) == (format == "strewn")
