@@ -33,6 +33,7 @@ JOBS = {
     "embed": "Turn every image into a vector.",
     "clean": "Find images that show somebody else, and people who stand in the set twice.",
     "screen": "Refuse identities that are in a public gallery, or too much like each other.",
+    "vectors": "Draw vectors of people who do not exist, every two of them far enough apart.",
     "assemble": "Refill, order by the curriculum, write Parquet and WebDataset.",
     "train": "Train a recognizer on the assembled set, in its order.",
     "evaluate": "Score the recognizer on verification pairs.",

@@ -32,6 +32,7 @@ REASONS = {
     "clean:duplicate_identity": "the same person as another identity",
     "screen:in_gallery": "the person is in a public gallery",
     "screen:not_unique": "too much like another identity",
+    "vectors:no_picture": "a vector without a picture, which all images are made from",
     "assemble:too_few": "fewer usable images than an identity needs",
     "assemble:spare": "a replacement that no lost identity needed",
     "assemble:surplus": "more images than the set takes of an identity",

@@ -17,6 +17,7 @@ from raypipe.config.report import ReportConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.config.screen import ScreenConfig
 from raypipe.config.train import TrainConfig
+from raypipe.config.vectors import VectorsConfig
 from raypipe.errors import UserError
 
 
@@ -52,6 +53,7 @@ class Build(Settings):
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
     screen: ScreenConfig = ScreenConfig()
+    vectors: VectorsConfig = VectorsConfig()
     assemble: AssembleConfig = AssembleConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
