@@ -1,6 +1,7 @@
 """The sections on a finished workspace, without a browser."""
 
 import copy
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from raypipe import storage
 from raypipe.config.report import ReportConfig
 from raypipe.faceset import FaceSet, Identity, Image, ScreenEvidence, write_rows
+from raypipe.licences import NOT_STATED, Use
+from raypipe.provenance import LICENCES
 from raypipe.report.album import Album
 from raypipe.report.blocks import Badge, Meter, Strip, Table
 from raypipe.report.screened import IN_GALLERY, scan
@@ -209,3 +212,17 @@ def test_sections_of_jobs_that_were_not_run_say_so(tmp_path, album: Album) -> No
     assert "has not been run" in cleaning.section(workspace, config, album).lead
     assert "has not been run" in leakage.section(workspace, config, album, None).lead
     assert not storage.exists(str(tmp_path / "screen"))
+
+
+def test_licences_are_listed_and_what_nobody_stated_stands_out(tmp_path) -> None:
+    uses = [
+        Use(kind="source", name="base", role="images", licence="MIT", said_by="the configuration"),
+        Use(kind="weights", name="x.onnx", role="embedder", licence=NOT_STATED, said_by="nobody"),
+    ]
+    caption = "Licences of what the training set was made from"
+    assert caption not in tables(provenance.section(Workspace(str(tmp_path))).blocks)
+    storage.write_json(str(tmp_path / "assemble" / LICENCES), [asdict(use) for use in uses])
+    table = tables(provenance.section(Workspace(str(tmp_path))).blocks)[caption]
+    assert [row[0] for row in table.rows] == ["source base", "weights x.onnx"]
+    assert table.rows[0][2] == "MIT"
+    assert table.rows[1][2] == Badge(text=NOT_STATED, tone="warn")
