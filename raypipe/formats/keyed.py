@@ -120,7 +120,7 @@ class KeyedReader(ABC):
         table = pa.concat_tables(list(scan(self.entries, self.parts()))).combine_chunks()
         codes = table["identity"].combine_chunks().dictionary_encode()
         order = codes.indices.to_numpy()
-        self.strewn = np.count_nonzero(np.diff(order)) > 2 * len(codes.dictionary)
+        self.strewn = bool(np.count_nonzero(np.diff(order)) > 2 * len(codes.dictionary))
         if np.any(np.diff(order) < 0):  # codes count up by first appearance
             table = table.take(pa.array(np.argsort(order, kind="stable")))
         ends = np.cumsum(np.bincount(order, minlength=len(codes.dictionary)))
