@@ -15,7 +15,7 @@ class VectorsConfig(Settings):
         "components",
         description="components: a multivariate normal law on the principal components of the "
         "set's class means; gaussian: one normal law for all dimensions, with their mean and "
-        "variance",
+        "variance, for features around the origin as those of ArcFace networks are",
     )
     source: str = Field(
         "clean",
@@ -28,7 +28,7 @@ class VectorsConfig(Settings):
         gt=-1,
         le=1,
         description="cosine that every two vectors stay under; published: 0.3 to 0.4 for features "
-        "of an ArcFace network, dlib's need 0.9 and more",
+        "of an ArcFace network, dlib's need about 0.97",
     )
     away_from_source: bool = Field(
         True, description="stay under the ceiling with the people of the source, too"

@@ -116,12 +116,13 @@ def _stop_where_hopeless(
     if most >= count and drawn < _allowed(count):
         return
     earlier = np.searchsorted(places, np.arange(DRAWN, drawn + 1, DRAWN)).tolist()
-    fits = max(n for i, n in enumerate(earlier, 1) if i * DRAWN <= _allowed(n))
+    fits = max((n for i, n in enumerate(earlier, 1) if i * DRAWN <= _allowed(n)), default=0)
     rate = f"one in {(drawn - first) / recent:,.0f}" if recent else "none"
+    advice = f"Ask for {fits:,} or fewer, raise" if fits else "Raise"
     raise UserError(
         f"vectors: {count:,} vectors with every pair under a cosine of {ceiling:g} do not fit: of "
-        f"{drawn:,} drawn {taken:,} were taken, {rate} of the last {drawn - first:,}. At "
-        f"least {fits:,} fit, with {DRAWS} draws for each; two vectors of this distribution have a "
-        f"cosine of {law.cosine:.2f} on average. Ask for {fits:,} or fewer, raise the ceiling, or "
-        "fit on a larger or more varied set"
+        f"{drawn:,} drawn {taken:,} were taken, {rate} of the last {drawn - first:,}. At least "
+        f"{fits:,} fit, with {DRAWS} draws for each; two vectors of this distribution have a cosine "
+        f"of {law.cosine:.2f} on average. {advice} the ceiling, or fit on a larger or more varied "
+        "set"
     )

@@ -187,6 +187,8 @@ def test_vectors_that_all_look_alike_say_so():
     law = Gaussian(dimension=64, location=2.0)
     text = message(law, 50, 0.3)
     assert "At least 1 fit" in text and "a cosine of 0.80 on average" in text
+    with pytest.raises(UserError, match=r"At least 0 fit, .* average\. Raise the ceiling"):
+        sample(law, 50, ceiling=0.3, seed=0, against=law.draw(1, 0)[:1])
 
 
 def test_a_number_that_just_fits_is_not_refused():
