@@ -122,7 +122,7 @@ def _stop_where_hopeless(
     raise UserError(
         f"vectors: {count:,} vectors with every pair under a cosine of {ceiling:g} do not fit: of "
         f"{drawn:,} drawn {taken:,} were taken, {rate} of the last {drawn - first:,}. At least "
-        f"{fits:,} fit, with {DRAWS} draws for each; two vectors of this distribution have a cosine "
-        f"of {law.cosine:.2f} on average. {advice} the ceiling, or fit on a larger or more varied "
-        "set"
+        f"{fits:,} fit, with {DRAWS} draws for each; two vectors of this distribution have a "
+        f"cosine of {law.cosine:.2f} on average. {advice} the ceiling, or fit on a larger or more "
+        "varied set"
     )
