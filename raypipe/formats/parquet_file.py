@@ -233,38 +233,6 @@ class Cursor:
         return self._held.slice(row - self._first, 1)
 
 
-def list_files(path: str) -> dict[str, storage.FileInfo]:
-    """A Parquet file, or those in a folder and in the folders inside it, by their names from there.
-
-    They end in .parquet, or no file does: then they are those that begin like one.
-
-    Raises:
-        UserError: where there is none.
-    """
-    where, inner = storage.filesystem(path)
-    info = where.get_file_info(inner)
-    if info.is_file:
-        return {
-            info.base_name: storage.FileInfo(
-                path=path, name=info.base_name, size=info.size, mtime_ns=info.mtime_ns or 0,
-                is_file=True,
-            )
-        }  # fmt: skip
-    found: dict[str, storage.FileInfo] = {}
-    for entry in _visible(path):
-        inside = [entry] if entry.is_file else [e for e in _visible(entry.path) if e.is_file]
-        found |= {e.path[len(path.rstrip("/")) + 1 :]: e for e in inside}
-    named = {name: entry for name, entry in found.items() if name.endswith(".parquet")}
-    named = named or {n: e for n, e in found.items() if storage.read_bytes(e.path, 4) == MAGIC}
-    if not named:
-        raise UserError(f"{path}: no Parquet file in it")
-    return dict(sorted(named.items()))
-
-
-def _visible(path: str) -> list[storage.FileInfo]:
-    return [entry for entry in storage.listdir(path) if entry.name[0] not in "._"]
-
-
 class _Source(io.RawIOBase):
     """A file for pyarrow, of which some parts are held in memory."""
 
