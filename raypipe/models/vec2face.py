@@ -19,7 +19,7 @@ from raypipe.models import loading
 from raypipe.models.vec2face_decoder import ImageDecoder, Upsample
 from raypipe.models.vec2face_sizes import INFERENCE, Sizes, sizes_of
 from raypipe.models.vec2face_small import SmallDecoder
-from raypipe.models.vec2face_tokens import NORM_EPS, Block, TokenEmbedding
+from raypipe.models.vec2face_tokens import NORM_EPS, Block, Linear, TokenEmbedding
 
 PATCH = 16
 
@@ -107,20 +107,21 @@ class Vec2Face(nn.Module):
     def prepare(self, device: str | torch.device) -> "Vec2Face":
         """Makes the network ready for inference on a device, and for inference alone.
 
-        On a GPU: bfloat16, channels last, compiled. Elsewhere: float32. Vectors may still carry
-        gradients. The weights are frozen, and the upsampling's kernels folded.
+        On a GPU: bfloat16 and compiled. Elsewhere: float32, and on a CPU one more copy of the
+        transformer's weights, packed for oneDNN. Everywhere channels last. Vectors may still carry
+        gradients; the weights are frozen.
         """
-        self.eval().requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, Upsample):
-                module.fold()
         device = torch.device(device)
-        if device.type == "cuda":
-            self.to(device, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cuda = device.type == "cuda"
+        self.eval().requires_grad_(False)
+        self.to(device, torch.bfloat16 if cuda else torch.float32)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in self.modules():
+            if isinstance(module, Upsample | Linear):
+                module.prepare()
+        if cuda:
             # Batches differ in size only at the end of a run: one recompilation, then any size.
             self._generate = torch.compile(self._generate)  # type: ignore[method-assign]
-        else:
-            self.to(device)
         return self
 
     def forward(

@@ -51,41 +51,45 @@ class ResidualBlock(nn.Module):
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(h))
 
 
-class Upsample(nn.Module):
+class Prepared(nn.Module):
+    """A layer that inference may give a second form of its weights, outside the state dict."""
+
+    prepared: Tensor | None = None
+
+    def train(self, mode: bool = True) -> "Prepared":
+        if mode:
+            self.prepared = None
+        super().train(mode)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class Upsample(Prepared):
     """Nearest ×2, then a 3×3 convolution.
 
     Each output pixel sees only 2×2 different input pixels, so the two steps are one transposed 4×4
     convolution of stride 2 whose taps are sums of the 3×3 kernel's: 4/9 of the multiplications,
-    and the large map is never made. `fold` computes that kernel once, for inference.
+    and the large map is never made. `prepare` computes that kernel once, for inference.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, 1, 1)
-        self.folded: Tensor | None
 
-        self.register_buffer("folded", None, persistent=False)
-
-    def fold(self) -> None:
-        """Computes the folded kernel from the present weights; training or loading drops it."""
+    def prepare(self) -> None:
+        """Folds the present weights; training or loading drops the result."""
         weight = self.conv.weight.detach()
-        taps = _FOLD.to(weight)
-        folded = torch.einsum("ah,bw,oihw->ioab", taps, taps, weight)
-        self.folded = folded.contiguous(memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> "Upsample":
-        if mode:
-            self.folded = None
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.folded = None
-        super()._load_from_state_dict(*args, **kwargs)
+        taps = _FOLD.to(weight.device)
+        folded = torch.einsum("ah,bw,oihw->ioab", taps, taps, weight.float()).to(weight)
+        self.prepared = folded.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.folded is None:
+        if self.prepared is None:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return F.conv_transpose2d(x, self.folded, self.conv.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, self.prepared, self.conv.bias, stride=2, padding=1)
 
 
 class Level(nn.Module):
@@ -93,6 +97,7 @@ class Level(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, blocks: int, double: bool) -> None:
         super().__init__()
+        self.channels = channels
         self.block = nn.Sequential(
             ResidualBlock(channels_in, channels),
             *(ResidualBlock(channels, channels) for _ in range(blocks - 1)),
@@ -140,6 +145,16 @@ class ImageDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
+        levels: list[Any] = list(self.up)[::-1]
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return self._finish(x, levels)
+        # Where a level's weights are larger than one image's maps, images share the weights; later
+        # they go one by one, whose maps stay in a CPU's cache and in memory that malloc keeps.
+        while levels and x.shape[-1] ** 2 <= 9 * levels[0].channels:
+            x = levels.pop(0)(x)
+        return torch.cat([self._finish(image, levels) for image in x.split(1)])
+
+    def _finish(self, x: Tensor, levels: list[Any]) -> Tensor:
+        for level in levels:
             x = level(x)
         return self.conv_out(self.norm_out(x))

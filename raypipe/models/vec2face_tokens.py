@@ -4,8 +4,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raypipe.models.vec2face_decoder import Prepared
+
 NORM_EPS = 1e-6
 DROPOUT = 0.1
+
+
+class Linear(nn.Linear, Prepared):
+    """A linear layer that runs in oneDNN on a CPU once it is prepared and no gradient is wanted.
+
+    torch leaves float32 to MKL, which on processors that are not Intel's reaches less than half of
+    oneDNN's speed (99 against 220 GFLOP/s on one core of an EPYC with AVX-512).
+    """
+
+    def prepare(self) -> None:
+        """Packs the present weights for oneDNN; training or loading drops the result."""
+        if self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            self.prepared = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.prepared is None or torch.is_grad_enabled():
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.prepared, self.bias, "none", [], "")
 
 
 class Attention(nn.Module):
@@ -14,8 +34,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -30,8 +50,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.dropout(F.gelu(self.fc1(x)), DROPOUT, self.training)

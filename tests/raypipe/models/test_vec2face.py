@@ -128,14 +128,14 @@ def test_folded_upsampling_is_the_plain_one_and_follows_the_weights() -> None:
     upsample, x = Upsample(32).eval(), torch.randn(2, 32, 5, 7)
     names = list(upsample.state_dict())
     plain = upsample(x)
-    upsample.fold()
+    upsample.prepare()
     assert list(upsample.state_dict()) == names
     folded = upsample(x)
     assert not torch.equal(folded, plain)
     torch.testing.assert_close(folded, plain, atol=1e-5, rtol=0)
     upsample.load_state_dict({name: 2 * value for name, value in upsample.state_dict().items()})
     torch.testing.assert_close(upsample(x), 2 * plain, atol=1e-5, rtol=0)
-    upsample.fold()
+    upsample.prepare()
     assert torch.equal(
         upsample.train().eval()(x), upsample.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
     )
