@@ -70,7 +70,7 @@ def by_webdataset(path: str) -> int:
     return sum(len(sample["jpg"]) > 0 and int(sample["cls"]) >= 0 for sample in data)
 
 
-def _datasets(path: str, streaming: bool) -> int:
+def _datasets(path: str, streaming: bool, rows: int = 0) -> int:
     import datasets
 
     files = sorted(str(file) for file in Path(path).rglob("*.parquet"))
@@ -81,7 +81,14 @@ def _datasets(path: str, streaming: bool) -> int:
         data = data.cast_column("image", datasets.Image(decode=False))
         data = data.select_columns(["image", "label"])
         start = time.perf_counter()
-        found = sum(len(row["image"]["bytes"]) > 0 and row["label"] >= 0 for row in data)
+        if rows:
+            found = sum(
+                len(image["bytes"]) > 0 and label >= 0
+                for batch in data.iter(rows)
+                for image, label in zip(batch["image"], batch["label"], strict=True)
+            )
+        else:
+            found = sum(len(row["image"]["bytes"]) > 0 and row["label"] >= 0 for row in data)
         _datasets.seconds = time.perf_counter() - start
     return found
 
@@ -91,8 +98,16 @@ def by_datasets(path: str) -> int:
     return _datasets(path, streaming=False)
 
 
+def by_datasets_batches(path: str) -> int:
+    return _datasets(path, streaming=False, rows=1000)
+
+
 def by_datasets_streaming(path: str) -> int:
     return _datasets(path, streaming=True)
+
+
+def by_datasets_streaming_batches(path: str) -> int:
+    return _datasets(path, streaming=True, rows=1000)
 
 
 def by_pyarrow(path: str) -> int:
@@ -127,7 +142,9 @@ READERS: dict[str, dict[str, Callable[[str], int]]] = {
     "parquet": {
         "raypipe": by_raypipe,
         "datasets": by_datasets,
+        "datasets, 1,000 rows at a time": by_datasets_batches,
         "datasets, streaming": by_datasets_streaming,
+        "datasets, streaming, 1,000 rows at a time": by_datasets_streaming_batches,
         "pyarrow, to_pylist": by_pyarrow,
     },
     "im2rec": {"raypipe": by_raypipe, "struct by hand": by_struct},
