@@ -77,6 +77,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, by
     return path, items
 
 
+@pytest.mark.slow
 def test_a_deep_tree(deep: tuple[Path, dict[bytes, bytes]]) -> None:
     path, items = deep
     pages = pickle.loads(pickle.dumps(Pages(str(path))))
@@ -203,6 +204,7 @@ def test_the_library_dies_of_a_file_that_is_cut_off(tmp_path: Path) -> None:
     assert {type(value(pages, b"%d" % i)) for i in range(400)} == {bytes, int}
 
 
+@pytest.mark.slow
 def test_mutated_files_end_in_values_or_one_error(
     tmp_path: Path, deep: tuple[Path, dict[bytes, bytes]], traced: None
 ) -> None:

@@ -367,6 +367,7 @@ def test_one_picture_in_every_row_is_not_held_in_every_row(tmp_path):
     assert count == [150]
 
 
+@pytest.mark.slow
 def test_mutated_files_give_records_or_a_users_error(tmp_path):
     tables = [
         {"image": structs(), "label": LABELS},

@@ -231,6 +231,7 @@ def test_the_same_image_twice_is_two_images(root: Path) -> None:
     assert (len(found), damages) == (2, [])
 
 
+@pytest.mark.slow
 def test_parts_join_whatever_lines_they_cut(root: Path) -> None:
     names = [f"{'d' * (n % 200)}/{n}.jpg" for n in range(60_000)]
     reader = open_reader(

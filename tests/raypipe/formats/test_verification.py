@@ -410,6 +410,7 @@ def test_the_digest_of_a_folder_is_that_of_what_is_in_the_set(tmp_path: Path) ->
     assert digest(pixels) != before
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_set_survives_every_format(tmp_path_factory: pytest.TempPathFactory, data) -> None:  # type: ignore[no-untyped-def]
@@ -586,6 +587,7 @@ def test_bombs_take_neither_memory_nor_time(tmp_path: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["refused"] * len(paths)
 
 
+@pytest.mark.slow
 def test_a_set_of_the_size_of_cfp_fp_is_read_in_a_second_or_two(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [JPEG + rng.bytes(int(n)) for n in rng.integers(5_000, 10_000, 14_000)]

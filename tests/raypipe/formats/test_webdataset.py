@@ -503,6 +503,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path: Path) -> None:
     path = tmp_path / "fuzz.tar"
     seeds = []
