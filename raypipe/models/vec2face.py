@@ -55,7 +55,7 @@ class Vec2Face(nn.Module):
         if sizes.blocks:
             self.im_decoder = ImageDecoder(sizes.channels, sizes.levels, sizes.blocks)
         else:
-            self.im_decoder = SmallDecoder(sizes.channels, sizes.levels)
+            self.im_decoder = SmallDecoder(sizes.channels, sizes.side, sizes.levels)
         # In the published checkpoints, and in no path: frozen, so that no optimiser touches them.
         self.center_token = nn.Linear(width, tokens).requires_grad_(False)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, PATCH)})

@@ -1,8 +1,13 @@
-"""The image decoder of Vec2Face's small size: the layers of a DCGAN, and its warm start.
+"""The image decoder of Vec2Face's small size: a whole DCGAN, and what puts its latent in place.
 
-A trained DCGAN behind its first feature map already paints faces; the transformer is left to find
-the feature map of a person. Batch norms are folded into the convolutions.
+A trained DCGAN paints faces already; the transformer is left to find the latent of a person. The
+latent is scaled to the length that nearly all random ones have, so that every picture is one the
+DCGAN could have made: without that the mean of all faces, which the pixel loss likes best, blurs
+them. Batch norms are folded into the convolutions.
 """
+
+import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -11,61 +16,57 @@ from torch import Tensor, nn
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 
 SIDE = 112  # pixels of the image
-_DRAWN = 4096  # latents that the statistics of the feature map are taken from
 
 
 class SmallDecoder(nn.Module):
-    """Feature map (B, channels_in, S, S) to image (B, 3, 112, 112) in about [-1, 1].
+    """Feature map (B, channels_in, side, side) to image (B, 3, 112, 112) in about [-1, 1].
 
-    ReLU and a transposed 4×4 convolution of stride 2 for each doubling, tanh, bicubic to 112×112.
+    A convolution over the whole map gives 100 numbers, scaled to length 10. A transposed 4×4
+    convolution makes 4×4 of them; ReLU and one of stride 2 is each doubling; then tanh, and bicubic
+    to 112×112.
 
     Args:
         channels_in: channels of the feature map.
-        levels: channels after each doubling but the last, which makes the colours.
+        side: of the feature map.
+        levels: channels at 4×4 and after each doubling but the last, which makes the colours.
     """
 
-    def __init__(self, channels_in: int, levels: tuple[int, ...]) -> None:
+    def __init__(self, channels_in: int, side: int, levels: tuple[int, ...]) -> None:
         super().__init__()
-        channels = (channels_in, *levels)
-        self.up = nn.ModuleList(
+        self.latent = nn.Conv2d(channels_in, LATENT, side)
+        self.up = nn.ModuleList([nn.ConvTranspose2d(LATENT, levels[0], 4)])
+        self.up.extend(
             nn.ConvTranspose2d(before, after, 4, 2, 1)
-            for before, after in zip(channels, levels, strict=False)
+            for before, after in itertools.pairwise(levels)
         )
-        self.conv_out = nn.ConvTranspose2d(channels[-1], 3, 4, 2, 1)
+        self.conv_out = nn.ConvTranspose2d(levels[-1], 3, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(self.latent(x), dim=1) * math.sqrt(LATENT)
+        return self.paint(x)
+
+    def paint(self, latent: Tensor) -> Tensor:
+        """Latents (B, 100, 1, 1) to images."""
+        x = latent
         for layer in self.up:
-            x = layer(F.relu(x))
-        x = torch.tanh(self.conv_out(F.relu(x)))
+            x = F.relu(layer(x))
+        x = torch.tanh(self.conv_out(x))
         return F.interpolate(x, size=SIDE, mode="bicubic", align_corners=False)
+
+    def freeze(self) -> None:
+        """Keeps the DCGAN's layers as they are in training."""
+        self.up.requires_grad_(False)
+        self.conv_out.requires_grad_(False)
 
 
 @torch.no_grad()
-def start_from_dcgan(decoder: SmallDecoder, projection: nn.Linear, dcgan: DCGANGenerator) -> None:
-    """Copies a DCGAN's layers into a decoder, and gives its input the DCGAN's statistics.
-
-    Tokens of unit variance, such as a LayerNorm gives, then make feature maps with the DCGAN's mean
-    and its largest principal components.
-
-    Args:
-        decoder: for feature maps of 512 channels, levels 256, 128, 64.
-        projection: from tokens to the channels of the feature map; at most as many numbers in a
-            token as channels.
-        dcgan: trained.
-    """
-    for layer, index in zip(decoder.up, (3, 6, 9), strict=True):
+def start_from_dcgan(decoder: SmallDecoder, dcgan: DCGANGenerator) -> None:
+    """Copies a trained DCGAN's layers into a decoder of levels 512, 256, 128, 64."""
+    for layer, index in zip(decoder.up, (0, 3, 6, 9), strict=True):
         weight, bias = _folded(dcgan, index)
         layer.load_state_dict({"weight": weight, "bias": bias})
     last = dcgan.main[12].state_dict()
     decoder.conv_out.load_state_dict({"weight": last["weight"], "bias": torch.zeros(3)})
-    weight, bias = _folded(dcgan, 0)
-    z = torch.randn(_DRAWN, LATENT, 1, 1, generator=torch.Generator().manual_seed(0))
-    maps = F.conv_transpose2d(z, weight, bias).permute(0, 2, 3, 1).reshape(-1, weight.shape[1])
-    mean = maps.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((maps - mean).T))
-    width = projection.in_features
-    projection.weight.copy_(vectors[:, -width:] * values[-width:].clamp_min(0).sqrt())
-    projection.bias.copy_(mean)
 
 
 def _folded(dcgan: DCGANGenerator, index: int) -> tuple[Tensor, Tensor]:
