@@ -1,9 +1,11 @@
 """The image decoder of Vec2Face's small size: a whole DCGAN, and what puts its latent in place.
 
-A trained DCGAN paints faces already; the transformer is left to find the latent of a person. The
-latent is scaled to the length that nearly all random ones have, so that every picture is one the
-DCGAN could have made: without that the mean of all faces, which the pixel loss likes best, blurs
-them. Batch norms are folded into the convolutions.
+A trained DCGAN paints faces already; the transformer is left to find the latent of a person. Batch
+norm gives the latents the DCGAN's law over all people, mean 0 and variance 1, and each is scaled to
+the length that nearly all random ones have. So every picture is one the DCGAN could have made:
+with a free feature map instead all pictures were blurred towards the mean face, which the pixel
+loss likes best, and without the batch norm all were one face for the first 5,000 images. The
+DCGAN's own batch norms are folded into its convolutions.
 """
 
 import itertools
@@ -21,7 +23,7 @@ SIDE = 112  # pixels of the image
 class SmallDecoder(nn.Module):
     """Feature map (B, channels_in, side, side) to image (B, 3, 112, 112) in about [-1, 1].
 
-    A convolution over the whole map gives 100 numbers, scaled to length 10. A transposed 4×4
+    A convolution over the whole map gives 100 numbers; batch norm, and length 10. A transposed 4×4
     convolution makes 4×4 of them; ReLU and one of stride 2 is each doubling; then tanh, and bicubic
     to 112×112.
 
@@ -33,7 +35,8 @@ class SmallDecoder(nn.Module):
 
     def __init__(self, channels_in: int, side: int, levels: tuple[int, ...]) -> None:
         super().__init__()
-        self.latent = nn.Conv2d(channels_in, LATENT, side)
+        self.latent = nn.Conv2d(channels_in, LATENT, side, bias=False)
+        self.latent_norm = nn.BatchNorm2d(LATENT, affine=False)
         self.up = nn.ModuleList([nn.ConvTranspose2d(LATENT, levels[0], 4)])
         self.up.extend(
             nn.ConvTranspose2d(before, after, 4, 2, 1)
@@ -42,8 +45,8 @@ class SmallDecoder(nn.Module):
         self.conv_out = nn.ConvTranspose2d(levels[-1], 3, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.normalize(self.latent(x), dim=1) * math.sqrt(LATENT)
-        return self.paint(x)
+        x = self.latent_norm(self.latent(x))
+        return self.paint(F.normalize(x, dim=1) * math.sqrt(LATENT))
 
     def paint(self, latent: Tensor) -> Tensor:
         """Latents (B, 100, 1, 1) to images."""
