@@ -43,9 +43,10 @@ def write(path: str, format: str, count: int, size: int) -> None:
 
 
 def by_raypipe(path: str) -> int:
-    return sum(
-        len(record.image) > 0 and record.label >= 0 for record in open_reader(path).records()
-    )
+    found = 0
+    for record in open_reader(path).records():
+        found += len(record.image) > 0 and record.label >= 0
+    return found
 
 
 def by_lmdb(path: str) -> int:
@@ -67,7 +68,10 @@ def by_webdataset(path: str) -> int:
 
     shards = sorted(str(shard) for shard in Path(path).glob("*.tar"))
     data = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
-    return sum(len(sample["jpg"]) > 0 and int(sample["cls"]) >= 0 for sample in data)
+    found = 0
+    for sample in data:
+        found += len(sample["jpg"]) > 0 and int(sample["cls"]) >= 0
+    return found
 
 
 def _datasets(path: str, streaming: bool, rows: int = 0) -> int:
@@ -80,15 +84,14 @@ def _datasets(path: str, streaming: bool, rows: int = 0) -> int:
         )
         data = data.cast_column("image", datasets.Image(decode=False))
         data = data.select_columns(["image", "label"])
-        start = time.perf_counter()
+        start, found = time.perf_counter(), 0
         if rows:
-            found = sum(
-                len(image["bytes"]) > 0 and label >= 0
-                for batch in data.iter(rows)
-                for image, label in zip(batch["image"], batch["label"], strict=True)
-            )
+            for batch in data.iter(rows):
+                for image, label in zip(batch["image"], batch["label"], strict=True):
+                    found += len(image["bytes"]) > 0 and label >= 0
         else:
-            found = sum(len(row["image"]["bytes"]) > 0 and row["label"] >= 0 for row in data)
+            for row in data:
+                found += len(row["image"]["bytes"]) > 0 and row["label"] >= 0
         _datasets.seconds = time.perf_counter() - start
     return found
 
@@ -116,8 +119,8 @@ def by_pyarrow(path: str) -> int:
     found = 0
     for file in sorted(Path(path).rglob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(1000, columns=["image", "label"]):
-            rows = batch.to_pylist()
-            found += sum(len(r["image"]["bytes"]) > 0 and r["label"] >= 0 for r in rows)
+            for row in batch.to_pylist():
+                found += len(row["image"]["bytes"]) > 0 and row["label"] >= 0
     return found
 
 
