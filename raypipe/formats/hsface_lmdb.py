@@ -32,6 +32,7 @@ _SPECIAL = (b"__keys__", b"__len__", b"__classnum__")
 _LEAST = 16  # bytes of the smallest record: a pointer, a node, a key and a value
 _PART_RECORDS, _PART_BYTES = 50_000, 256 * 2**20
 _BATCH = _PART_RECORDS  # records looked up at a time
+_DESCENTS = 8192  # keys sought in the tree at a time
 _LEAVES = 64  # pages parsed at a time
 _WINDOW, _WINDOW_RECORDS = 4 * 2**20, 4096  # bytes of values read at a time, and values
 _GAP = 64 * 1024  # a value larger than this is not read for its label
@@ -201,7 +202,9 @@ class LmdbReader(KeyedReader):
         starts, stops = values.image.tolist(), (values.image + values.size).tolist()
         images = map(data.__getitem__, map(slice, starts, stops))
         labels, numbers = self._dense(values.label).tolist(), window.numbers.tolist()
-        names = map(str, values.label.tolist())
+        runs = np.flatnonzero(np.diff(values.label, prepend=-1))
+        people = np.array(list(map(str, values.label[runs].tolist())), object)
+        names = people.repeat(np.diff(runs, append=len(values.label))).tolist()
         rows = zip(images, labels, names, map(str, numbers), repeat(None))
         return map(tuple.__new__, repeat(Record), rows)
 
@@ -291,16 +294,18 @@ class LmdbReader(KeyedReader):
         lengths = range(len(str(rising[-1])), len(str(rising[0])) - 1, -1)
         for digits in lengths:
             start, stop = np.searchsorted(rising, [10 ** (digits - 1) * (digits > 1), 10**digits])
-            todo = start + np.flatnonzero(size[start:stop] == ~MISSING)
-            leaves = self._pages.leaves(rising[todo].tolist(), b"%d".__mod__)
-            for leaf in leaves:
-                rows = todo[leaf.start : leaf.stop]
-                at[rows] = leaf.number * self._pages.meta.page_size
-                if not leaf.found:
-                    size[rows] = ~LOST
-            pages = sorted({leaf.number for leaf in leaves if leaf.found})
-            for first in range(0, len(pages), _LEAVES):
-                self._fill(pages[first : first + _LEAVES], lengths, rising, at, size)
+            missing = start + np.flatnonzero(size[start:stop] == ~MISSING)
+            for begin in range(0, len(missing), _DESCENTS):
+                todo = missing[begin : begin + _DESCENTS]
+                leaves = self._pages.leaves(rising[todo].tolist(), b"%d".__mod__)
+                for leaf in leaves:
+                    rows = todo[leaf.start : leaf.stop]
+                    at[rows] = leaf.number * self._pages.meta.page_size
+                    if not leaf.found:
+                        size[rows] = ~LOST
+                pages = sorted({leaf.number for leaf in leaves if leaf.found})
+                for first in range(0, len(pages), _LEAVES):
+                    self._fill(pages[first : first + _LEAVES], lengths, rising, at, size)
         # A file in which one value stands for many would be read without end.
         there = np.flatnonzero(size > 0)
         there = there[np.argsort(at[there], kind="stable")]

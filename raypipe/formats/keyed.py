@@ -109,10 +109,10 @@ class KeyedReader(ABC):
         damages = Damages()
         for part in self.sequence():
             for found in self.part_records(part):
-                if isinstance(found, Damage):
-                    damages.add(found)
-                else:
+                if isinstance(found, Record):
                     yield found
+                else:
+                    damages.add(found)
         damages.tell()
 
     def identities(self, scan: Scan[Part, pa.Table] = map) -> Iterator[Listing]:
