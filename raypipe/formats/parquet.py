@@ -12,6 +12,7 @@ better converted, to WebDataset for example, before it is ingested.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -126,10 +127,20 @@ class ParquetReader(RowGroupsReader[ImageFile]):
         self, file: ImageFile, name: str, batch: pa.RecordBatch, row: int, offset: int
     ) -> Iterator[Record | Damage]:
         """See `RowGroupsReader`."""
-        columns = self._about(file, batch, self._first[name] + row)
-        images = file.images(batch).to_pylist()
-        about = (column.to_pylist() for column in columns)
-        for place, (image, label, identity, key) in enumerate(zip(images, *about, strict=True)):
+        images, columns = file.images(batch), self._about(file, batch, self._first[name] + row)
+        about = [column.to_pylist() for column in columns]
+        if not images.null_count and not columns[0].null_count:
+            # No line of Python for each record: it would take as long as to read it.
+            rows = zip(images.to_pylist(), *about, repeat(None), strict=False)
+            return map(tuple.__new__, repeat(Record), rows)
+        return self._mixed(file, images, about, row, offset)
+
+    def _mixed(
+        self, file: ImageFile, images: pa.Array, about: Sequence[list], row: int, offset: int
+    ) -> Iterator[Record | Damage]:
+        """The records of a batch in which something is missing."""
+        rows = zip(images.to_pylist(), *about, strict=True)
+        for place, (image, label, identity, key) in enumerate(rows):
             if image is None or label is None:
                 what = NO_IMAGE if image is None else "no label"
                 yield Damage(file.path, offset, f"row {row + place}: {what}")
