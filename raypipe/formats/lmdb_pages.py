@@ -207,27 +207,36 @@ class Pages:
             key: gives the key of one of them.
         """
         found: list[Leaf] = []
-        inside = self.blob.size // self.meta.page_size
-
-        def descend(number: int, level: int, start: int, stop: int) -> None:
-            # The level falls with each page, so a ring of pages is no trap.
-            branch = self._branch(number) if level > 1 and number < inside else None
-            if branch is None:
-                whole = level == 1 and number < inside
-                found.append(Leaf(min(number, _FARTHEST), start, stop, whole))
-                return
-            keys, children = branch
-            while start < stop:
-                child = bisect_right(keys, key(wanted[start]))
-                end = stop
-                if child < len(keys):
-                    end = bisect_left(wanted, keys[child], start + 1, stop, key=key)
-                descend(children[child], level - 1, start, end)
-                start = end
-
         if self.meta.depth and wanted:
-            descend(self.meta.root, self.meta.depth, 0, len(wanted))
+            self._descend(self.meta.root, self.meta.depth, 0, len(wanted), wanted, key, found)
         return found
+
+    # Not a function within `leaves`: one that calls itself would keep `wanted` until the garbage
+    # collector comes by, 2 MB each time.
+    def _descend(
+        self,
+        number: int,
+        level: int,
+        start: int,
+        stop: int,
+        wanted: Sequence[Any],
+        key: Callable[[Any], bytes],
+        found: list[Leaf],
+    ) -> None:
+        # The level falls with each page, so a ring of pages is no trap.
+        inside = number < self.blob.size // self.meta.page_size
+        branch = self._branch(number) if level > 1 and inside else None
+        if branch is None:
+            found.append(Leaf(min(number, _FARTHEST), start, stop, level == 1 and inside))
+            return
+        keys, children = branch
+        while start < stop:
+            child = bisect_right(keys, key(wanted[start]))
+            end = stop
+            if child < len(keys):
+                end = bisect_left(wanted, keys[child], start + 1, stop, key=key)
+            self._descend(children[child], level - 1, start, end, wanted, key, found)
+            start = end
 
     def nodes(self, numbers: Sequence[int]) -> Nodes:
         """What leaf pages hold, all parsed at once."""
