@@ -42,8 +42,7 @@ def test_damage_is_told_after_all_that_is_intact(tmp_path: Path) -> None:
         yield from records
         raise DamagedError([Damage("a.rec", 8, "cut off")], 1)
 
-    found = []
+    found: list[Record] = []
     with pytest.raises(DamagedError, match="byte 8: cut off"):
-        for record in by_label(damaged(), survey, str(tmp_path)):
-            found.append(record)
+        found.extend(by_label(damaged(), survey, str(tmp_path)))
     assert same(found, sorted(records, key=lambda record: record.label))
