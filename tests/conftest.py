@@ -6,6 +6,11 @@ import socket
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a change is tested, not the draw.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
