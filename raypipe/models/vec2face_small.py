@@ -1,11 +1,9 @@
 """The image decoder of Vec2Face's small size: a whole DCGAN, and what puts its latent in place.
 
-A trained DCGAN paints faces already; the transformer is left to find the latent of a person. Batch
-norm gives the latents the DCGAN's law over all people, mean 0 and variance 1, and each is scaled to
-the length that nearly all random ones have. So every picture is one the DCGAN could have made:
-with a free feature map instead all pictures were blurred towards the mean face, which the pixel
-loss likes best, and without the batch norm all were one face for the first 5,000 images. The
-DCGAN's own batch norms are folded into its convolutions.
+A trained DCGAN paints faces already; the transformer is left to find the latent of a person. It has
+the length that nearly all random latents have, because near 0 the DCGAN paints no face. With a free
+feature map in the place of the latent, all pictures were blurred towards the mean face, which the
+pixel loss likes best. Batch norms are folded into the convolutions.
 """
 
 import itertools
@@ -18,12 +16,13 @@ from torch import Tensor, nn
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 
 SIDE = 112  # pixels of the image
+LENGTH = math.sqrt(LATENT)  # of nearly all latents that a DCGAN is trained with
 
 
 class SmallDecoder(nn.Module):
     """Feature map (B, channels_in, side, side) to image (B, 3, 112, 112) in about [-1, 1].
 
-    A convolution over the whole map gives 100 numbers; batch norm, and length 10. A transposed 4×4
+    A convolution over the whole map gives 100 numbers, scaled to length 10. A transposed 4×4
     convolution makes 4×4 of them; ReLU and one of stride 2 is each doubling; then tanh, and bicubic
     to 112×112.
 
@@ -35,8 +34,7 @@ class SmallDecoder(nn.Module):
 
     def __init__(self, channels_in: int, side: int, levels: tuple[int, ...]) -> None:
         super().__init__()
-        self.latent = nn.Conv2d(channels_in, LATENT, side, bias=False)
-        self.latent_norm = nn.BatchNorm2d(LATENT, affine=False)
+        self.latent = nn.Conv2d(channels_in, LATENT, side)
         self.up = nn.ModuleList([nn.ConvTranspose2d(LATENT, levels[0], 4)])
         self.up.extend(
             nn.ConvTranspose2d(before, after, 4, 2, 1)
@@ -45,8 +43,7 @@ class SmallDecoder(nn.Module):
         self.conv_out = nn.ConvTranspose2d(levels[-1], 3, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.latent_norm(self.latent(x))
-        return self.paint(F.normalize(x, dim=1) * math.sqrt(LATENT))
+        return self.paint(F.normalize(self.latent(x), dim=1) * LENGTH)
 
     def paint(self, latent: Tensor) -> Tensor:
         """Latents (B, 100, 1, 1) to images."""
@@ -82,24 +79,3 @@ def _folded(dcgan: DCGANGenerator, index: int) -> tuple[Tensor, Tensor]:
         convolution.weight * scale[:, None, None],
         norm.bias - norm.running_mean * scale,
     )
-
-
-@torch.no_grad()
-def start_from_features(projection: nn.Linear, features: Tensor) -> None:
-    """Lets a network's first layer whiten features, so that every direction of them is heard.
-
-    The components of the features (n, D) with a variance below a tenth of the mean are damped
-    rather than raised to 1: they carry noise.
-
-    Args:
-        projection: from a vector to a token, with at least D outputs; its weights are overwritten
-            by a random rotation, drawn from torch's generator, of the whitened vector.
-    """
-    mean = features.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov((features - mean).T))
-    whiten = vectors * (values.clamp_min(0) + 0.1 * values.mean()).rsqrt()
-    rotation = torch.empty(projection.out_features, features.shape[1])
-    nn.init.orthogonal_(rotation)
-    # Every number of the token has unit variance too where there are more of them than D.
-    projection.weight.copy_(rotation @ whiten.T)
-    projection.bias.copy_(-projection.weight @ mean)

@@ -8,12 +8,7 @@ from raypipe.models.dcgan import DCGANGenerator
 from raypipe.models.loading import load_into, shipped
 from raypipe.models.vec2face import Vec2Face
 from raypipe.models.vec2face_sizes import SMALL
-from raypipe.models.vec2face_small import (
-    SIDE,
-    SmallDecoder,
-    start_from_dcgan,
-    start_from_features,
-)
+from raypipe.models.vec2face_small import SIDE, SmallDecoder, start_from_dcgan
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +34,13 @@ def test_the_decoder_paints_what_the_dcgan_paints(dcgan, started):
 
 
 @torch.no_grad()
-def test_latents_have_the_law_of_random_ones(started):
-    decoder = started.im_decoder
+def test_every_latent_has_the_length_of_a_random_one(started):
     painted = []
-    hook = decoder.up[0].register_forward_pre_hook(lambda _, inputs: painted.append(inputs[0]))
-    maps = 3 + torch.randn(64, SMALL.channels, SMALL.side, SMALL.side)
-    for _ in range(50):
-        decoder.latent_norm(decoder.latent(maps))
-    decoder.eval()(maps)
+    first = started.im_decoder.up[0]
+    hook = first.register_forward_pre_hook(lambda _, inputs: painted.append(inputs[0]))
+    started.im_decoder(7 * torch.randn(3, SMALL.channels, SMALL.side, SMALL.side))
     hook.remove()
-    latents = painted[-1].flatten(1)
-    assert torch.allclose(latents.norm(dim=1), torch.tensor(10.0), atol=1e-3)
-    assert torch.allclose(latents.mean(0), torch.tensor(0.0), atol=0.1)
-    assert torch.allclose(latents.var(0), torch.tensor(1.0), atol=0.2)
+    assert torch.allclose(painted[0].flatten(1).norm(dim=1), torch.tensor(10.0), atol=1e-4)
 
 
 def test_a_frozen_dcgan_leaves_the_latent_to_learn(dcgan):
@@ -60,7 +49,7 @@ def test_a_frozen_dcgan_leaves_the_latent_to_learn(dcgan):
     decoder.freeze()
     decoder(torch.randn(2, 8, 4, 4)).square().mean().backward()
     moved = {name for name, value in decoder.named_parameters() if value.grad is not None}
-    assert moved == {"latent.weight"}
+    assert moved == {"latent.weight", "latent.bias"}
 
 
 def test_safetensors_and_back(started, tmp_path):
@@ -71,17 +60,3 @@ def test_safetensors_and_back(started, tmp_path):
     assert network.sizes == SMALL
     with torch.inference_mode():
         assert network(torch.randn(2, SMALL.vector)).shape == (2, 3, SIDE, SIDE)
-
-
-@torch.no_grad()
-def test_features_are_whitened():
-    torch.manual_seed(0)
-    scales = torch.logspace(-2, 0, SMALL.vector)
-    features = torch.randn(4000, SMALL.vector) * scales + 3
-    projection = torch.nn.Linear(SMALL.vector, SMALL.width)
-    start_from_features(projection, features)
-    made = projection(features)
-    assert made.mean(0).abs().max() < 1e-2
-    values = torch.linalg.svdvals(made - made.mean(0)) ** 2 / len(made)
-    assert values[0] == pytest.approx(1, abs=0.1)  # the loudest directions are as loud as others
-    assert values[SMALL.vector // 4] > 0.5
