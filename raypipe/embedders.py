@@ -56,8 +56,8 @@ class TorchEmbedder:
         self.weights_path = weights_path
         self._device = device
         self._dtype = dtype
-        self._prepare = prepare
-        self._network = network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.prepare = prepare
+        self.network = network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds one model batch: uint8 (N, 112, 112, 3) RGB to float32 (N, D), not normalised."""
@@ -69,8 +69,8 @@ class TorchEmbedder:
             torch.inference_mode(),
             torch.autocast(self._device.type, self._dtype, enabled=low_precision),
         ):
-            prepared = self._prepare(batch).contiguous(memory_format=torch.channels_last)
-            return self._network(prepared).float().cpu().numpy()
+            prepared = self.prepare(batch).contiguous(memory_format=torch.channels_last)
+            return self.network(prepared).float().cpu().numpy()
 
 
 def _to_unit_range(images: Tensor) -> Tensor:
