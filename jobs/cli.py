@@ -38,6 +38,7 @@ JOBS = {
     "train": "Train a recognizer on the assembled set, in its order.",
     "evaluate": "Score the recognizer on verification pairs.",
     "report": "Write one HTML file that shows all of it.",
+    "train_generator": "Train Vec2Face on a face set with features, to make more faces with.",
     "build": "Run every job of a configuration, and pick up where a run stopped.",
 }
 

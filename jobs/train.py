@@ -1,8 +1,6 @@
 """Trains a recognizer on the assembled set, in its order, with Ray Train."""
 
 import hashlib
-import os
-import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +10,23 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from ray import train
-from ray.data import ExecutionOptions
 from ray.data.collate_fn import ArrowBatchCollateFn
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import get_device, prepare_model
 from safetensors.torch import save
 
 from jobs.cluster import connect, preflight
-from jobs.progress import Bar
-from jobs.stage import explain
+from jobs.trainer import (
+    CHECKPOINTS,
+    SPEED_ONLY,
+    fit,
+    in_order,
+    load_state,
+    pool_of,
+    save_state,
+)
 from jobs.work import Work, begin
 from raypipe import storage, training
 from raypipe.config import Build
-from raypipe.config.base import Pool
 from raypipe.config.train import TrainConfig
 from raypipe.errors import UserError
 from raypipe.manifest import Manifest, read_manifest
@@ -31,12 +34,7 @@ from raypipe.seeding import torch_seed
 from raypipe.training_set import PARQUET
 
 WEIGHTS, CARD, HISTORY = "recognizer.safetensors", "recognizer.json", "history.json"
-_CHECKPOINTS, _STATE = "checkpoints", "state.pt"
 _COLUMNS = ["image", "label", "position"]
-# They change how a run goes, not what comes out of it.
-_SPEED_ONLY = {"prefetch_batches", "max_failures", "accelerator_type"}
-# Without it blocks come in the order in which they happen to be read.
-_IN_ORDER = ExecutionOptions(preserve_order=True)
 
 
 def run(config: Build) -> Manifest:
@@ -45,7 +43,7 @@ def run(config: Build) -> Manifest:
     assembled = read_manifest(source)
     if assembled is None:
         raise UserError(f"train: {source} holds no finished training set; run `raypipe assemble`")
-    settings = config.train.model_dump(exclude=_SPEED_ONLY)
+    settings = config.train.model_dump(exclude=SPEED_ONLY)
     work = begin(
         config,
         job="train",
@@ -61,7 +59,7 @@ def run(config: Build) -> Manifest:
             "needs two identities, and two images for each worker"
         )
     connect(config)
-    preflight("train", [_pool(config.train)])
+    preflight("train", [pool_of(config.train)])
     start = time.perf_counter()
     state = _fit(config, work, found)
     work.timing("train", time.perf_counter() - start, images=found.images * config.train.epochs)
@@ -100,91 +98,23 @@ def _examine(source: str) -> _Set:
     )
 
 
-def _pool(config: TrainConfig) -> Pool:
-    """The workers, as a pool for the preflight."""
-    return Pool(
-        min=config.num_workers,
-        max=config.num_workers,
-        num_cpus=config.cpus_per_worker,
-        num_gpus=1 if config.use_gpu else 0,
-        accelerator_type=config.accelerator_type,
-    )
-
-
-class _Progress:
-    """What the first worker says of itself, for the bar."""
-
-    def __init__(self) -> None:
-        self._state = (0, "")
-
-    def report(self, images: int, remark: str) -> None:
-        self._state = (images, remark)
-
-    def read(self) -> tuple[int, str]:
-        return self._state
-
-
-def _dataset(found: _Set) -> ray.data.Dataset:
-    """The rows of the set in its order.
-
-    Ray Data starts the read anew in every epoch. On two cores that were busy with other things a
-    worker waited 20 s for an epoch of 60 images, and 2 s for one of 2,850 in the object store. So a
-    set that leaves most of the object store free is read once.
-    """
-    dataset = ray.data.read_parquet(found.files, columns=_COLUMNS)
-    dataset.context.execution_options = _IN_ORDER
-    if found.size < ray.cluster_resources()["object_store_memory"] / 4:
-        return dataset.materialize()
-    return dataset
-
-
 def _fit(config: Build, work: Work, found: _Set) -> dict[str, Any]:
     """Runs Ray Train to the last epoch; the state after it."""
     options = config.train
-    progress = ray.remote(num_cpus=0, max_restarts=-1)(_Progress).remote()
-    where, inner = storage.filesystem(work.path(_CHECKPOINTS))
-    trainer = TorchTrainer(
+    state = fit(
+        work,
         _worker,
-        train_loop_config={
+        {
             "config": options.model_dump(),
             "seed": config.seed,
             "images": found.images,
             "classes": found.classes,
-            "progress": progress,
         },
-        datasets={"train": _dataset(found)},
-        dataset_config=train.DataConfig(execution_options=_IN_ORDER),
-        scaling_config=train.ScalingConfig(
-            num_workers=options.num_workers,
-            use_gpu=options.use_gpu,
-            resources_per_worker={"CPU": options.cpus_per_worker}
-            | ({"GPU": 1} if options.use_gpu else {}),
-            accelerator_type=options.accelerator_type,
-        ),
-        # A run of the same name in the same place goes on from its last checkpoint.
-        run_config=train.RunConfig(
-            name="run",
-            storage_path=inner,
-            storage_filesystem=where,
-            failure_config=train.FailureConfig(max_failures=options.max_failures),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
-        ),
+        in_order(ray.data.read_parquet(found.files, columns=_COLUMNS), found.size),
+        config=options,
+        images=found.images * options.epochs,
     )
-    poll = progress.read.remote
-    with Bar("train", found.images * options.epochs, lambda: ray.get(poll())):
-        try:
-            result = trainer.fit()
-        except train.TrainingFailedError as error:
-            failures = getattr(error, "worker_failures", {})
-            for failure in [*failures.values(), error]:
-                if mistake := explain("train", failure):
-                    raise mistake from None
-            raise
-    if result.return_value:
-        raise UserError(result.return_value)
-    assert result.checkpoint is not None, "training ended without a checkpoint"
-    with result.checkpoint.as_directory() as folder:
-        return training.read_state(storage.read_bytes(os.path.join(folder, _STATE)))
+    return training.read_state(state)
 
 
 class _Decode(ArrowBatchCollateFn):
@@ -213,11 +143,8 @@ def _worker(arguments: dict[str, Any]) -> str | None:
     module = prepare_model(recognition, parallel_strategy_kwargs={"broadcast_buffers": False})
     optimizer = training.make_optimizer(recognition, config)
     history: list[dict[str, Any]] = []
-    checkpoint = train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            state = storage.read_bytes(os.path.join(folder, _STATE))
-            history = training.unpack_state(state, recognition, optimizer)
+    if state := load_state():
+        history = training.unpack_state(state, recognition, optimizer)
     shard = train.get_dataset_shard("train")
     steps = -(-(arguments["images"] // workers) // config.batch_size)
     told = time.monotonic()
@@ -255,13 +182,8 @@ def _worker(arguments: dict[str, Any]) -> str | None:
             return str(error)  # not raised: Ray Train would try again, with the same end
         history.append({"epoch": epoch + 1, **result})
         metrics = {name: result[name] for name in ("loss", "accuracy")}
-        if rank:
-            train.report(metrics)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            state = training.pack_state(recognition, optimizer, history)
-            storage.write_bytes(os.path.join(folder, _STATE), state)
-            train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
+        packed = None if rank else training.pack_state(recognition, optimizer, history)
+        save_state(metrics, packed)
     return None
 
 
@@ -283,7 +205,7 @@ def _finish(config: Build, work: Work, state: dict[str, Any], found: _Set) -> Ma
     storage.write_json(work.path(CARD), card)
     counts = {"classes": found.classes, "images": found.images, "epochs": len(history)}
     manifest = work.finish(counts, hashlib.sha256(weights).hexdigest())
-    storage.delete(work.path(_CHECKPOINTS))
+    storage.delete(work.path(CHECKPOINTS))
     return manifest
 
 

@@ -12,6 +12,7 @@ from raypipe.config.base import Settings
 from raypipe.config.clean import CleanConfig
 from raypipe.config.embed import EmbedConfig, EmbedderConfig
 from raypipe.config.evaluate import EvaluateConfig
+from raypipe.config.generator import GeneratorConfig
 from raypipe.config.ingest import IngestConfig
 from raypipe.config.report import ReportConfig
 from raypipe.config.sample import SampleConfig
@@ -58,6 +59,7 @@ class Build(Settings):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    generator: GeneratorConfig = GeneratorConfig()
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

@@ -32,3 +32,19 @@ class Pool(Settings):
     batch_size: int = Field(8, ge=1, description="identities handed to an actor in one call")
     accelerator_type: str | None = Field(None, description="GPU type to run on, for example L4")
     memory: int | None = Field(None, description="bytes of memory an actor reserves")
+
+
+class Workers(Settings):
+    """Training processes of Ray Train. Except for their number and the type of device they change
+    how a run goes, not what comes out of it."""
+
+    num_workers: int = Field(1, ge=1, description="training processes")
+    use_gpu: bool = Field(False, description="one GPU for each worker")
+    cpus_per_worker: float = Field(
+        1.0, gt=0, description="CPUs a worker reserves, and threads it computes with"
+    )
+    accelerator_type: str | None = Field(None, description="GPU type to train on, for example H200")
+    prefetch_batches: int = Field(2, ge=1, description="batches decoded ahead of the step")
+    max_failures: int = Field(
+        3, ge=0, description="how often training goes on from its checkpoint after a worker died"
+    )

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raypipe.config.base import Settings
+from raypipe.config.base import Workers
 
 
-class TrainConfig(Settings):
+class TrainConfig(Workers):
     """IResNet with an ArcFace head, trained in the order of the set.
 
     The defaults are the recipe published for ArcFace networks on sets of 10,000 to 500,000
@@ -38,16 +38,6 @@ class TrainConfig(Settings):
     flip: bool = Field(True, description="mirror every image left-right with probability 1/2")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the convolutions; bfloat16 pays on GPUs and on CPUs that have it"
-    )
-    num_workers: int = Field(1, ge=1, description="training processes")
-    use_gpu: bool = Field(False, description="one GPU for each worker")
-    cpus_per_worker: float = Field(
-        1.0, gt=0, description="CPUs a worker reserves, and threads it computes with"
-    )
-    accelerator_type: str | None = Field(None, description="GPU type to train on, for example H200")
-    prefetch_batches: int = Field(2, ge=1, description="batches decoded ahead of the step")
-    max_failures: int = Field(
-        3, ge=0, description="how often training goes on from its checkpoint after a worker died"
     )
 
     @model_validator(mode="after")
