@@ -140,7 +140,7 @@ def consequences(found: Sequence[Use]) -> list[str]:
         )
     if not sentences:
         sentences.append(
-            "A licence is named for everything this set was made from, and none of them names "
+            "For everything this set was made from its terms are stated below, and none of them names "
             "research or non-commercial use as its limit."
         )
     return sentences

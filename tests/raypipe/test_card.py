@@ -62,7 +62,7 @@ def test_the_card_says_what_is_there():
         "| bytes as Parquet | 3,003 |",
         "| label | int64 | class \\| number |",
         "| source | base | images | CC0-1.0 | the configuration |  |",
-        "A licence is named for everything",
+        "For everything this set was made from",
         "shard-{000000..000002}.tar",
         "FROM 'PATH/parquet/*.parquet'",
         'load_dataset("PATH", split="train")',
@@ -84,7 +84,7 @@ def test_what_nobody_stated_and_what_is_restricted_stands_out():
     assert "**This set was made or cleaned with what is licensed for research or" in text
     assert "use only: source `base`, source `third`." in text
     assert "**Nobody stated the licence of source `new`." in text
-    assert "A licence is named for everything" not in text
+    assert "For everything this set was made from" not in text
 
 
 @pytest.mark.parametrize(
