@@ -140,8 +140,8 @@ def consequences(found: Sequence[Use]) -> list[str]:
         )
     if not sentences:
         sentences.append(
-            "For everything this set was made from its terms are stated below, and none of them names "
-            "research or non-commercial use as its limit."
+            "For everything this set was made from its terms are stated below, and none of them "
+            "names research or non-commercial use as its limit."
         )
     return sentences
 
