@@ -24,11 +24,10 @@ import torch
 from raypipe import perturb
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import Embedder, open_embedder
-from raypipe.generator_training import to_pixels
 from raypipe.images import encode_png
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
-from raypipe.models.vec2face import Vec2Face
+from raypipe.models.vec2face import Vec2Face, to_pixels
 from raypipe.models.vec2face_sizes import INFERENCE
 from raypipe.seeding import generator
 from raypipe.vectors import fit, sample

@@ -52,15 +52,8 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     return (luminance * contrast).mean()
 
 
-def identity_distance(made: Tensor, vectors: Tensor, centre: Tensor | None = None) -> Tensor:
-    """1 − cosine of images' features (B, D) to the vectors they were made from, their mean; 0-d.
-
-    Args:
-        centre: (D,), subtracted from both. The features of some networks (dlib's) share a large
-            common part, next to which people hardly differ; published: none.
-    """
-    if centre is not None:
-        made, vectors = made - centre, vectors - centre
+def identity_distance(made: Tensor, vectors: Tensor) -> Tensor:
+    """1 − cosine of images' features (B, D) to the vectors they were made from, their mean; 0-d."""
     return (1 - F.cosine_similarity(made, vectors)).mean()
 
 

@@ -118,7 +118,7 @@ def _guess_latents(
     network.im_decoder = nn.Identity()  # type: ignore[assignment]
     for first in range(0, count, _BATCH):
         part = slice(first, first + _BATCH)
-        images = (decoder.paint(latents[part, :, None, None]) + 1) * 127.5
+        images = (decoder.paint(latents[part]) + 1) * 127.5
         pixels = images.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
         features = torch.from_numpy(embedder.embed(pixels.numpy()))
         made = network(features, noises[part], rates[part], drop_rate=masks.lowest)
@@ -130,8 +130,7 @@ def _guess_latents(
     # length the optimizer's steps are small beside them.
     longer = LENGTH / (inputs @ weight.T + bias).norm(dim=1).mean()
     weight, bias = weight * longer, bias * longer
-    decoder.latent.weight.copy_(weight[:, :, None, None] / network.sizes.side**2)
-    assert decoder.latent.bias is not None
+    decoder.latent.weight.copy_(weight)
     decoder.latent.bias.copy_(bias)
 
 

@@ -18,7 +18,7 @@ from raypipe.config.generator import GeneratorConfig, Losses
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, from_table
 from raypipe.images import ImageError, decode, encode_png, resize
-from raypipe.models.vec2face import Vec2Face
+from raypipe.models.vec2face import Vec2Face, to_pixels
 from raypipe.models.vec2face_sizes import INFERENCE, Masking
 from raypipe.seeding import generator, torch_seed
 
@@ -171,7 +171,7 @@ class Training:
             if config.perceptual
             else None
         )
-        self.centre = torch.from_numpy(vectors.mean(0)).to(device) if config.centre else None
+        self.centre = torch.from_numpy(vectors.mean(0)).to(device)
         self.generation, self.optimizer = self.accelerator.prepare(
             Generation(network, config.mask_lowest), self._optimizer(network)
         )
@@ -268,8 +268,13 @@ class Training:
                 parts["perceptual"] = self.perceptual(made, wanted)
             if step % config.identity_every == 0:
                 made_features, made_maps = self.faces(made)
-                parts["identity"] = losses.identity_distance(made_features, vectors, self.centre)
+                parts["identity"] = losses.identity_distance(made_features, vectors)
                 weights["identity"] *= config.identity_every
+                if weights["centred"]:
+                    parts["centred"] = losses.identity_distance(
+                        made_features - self.centre, vectors - self.centre
+                    )
+                    weights["centred"] *= config.identity_every
                 if weights["perceptual"] and self.perceptual is None:
                     with torch.no_grad():
                         wanted_maps = self.faces(wanted)[1]
@@ -369,12 +374,6 @@ def read_state(data: bytes, network: Vec2Face) -> list[dict[str, Any]]:
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     network.load_state_dict(state["network"])
     return state["history"]
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (N, 3, H, W) in about [-1, 1] to uint8 (N, H, W, 3)."""
-    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _means(

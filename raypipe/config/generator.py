@@ -15,6 +15,12 @@ class Losses(Settings):
     ssim: float | None = Field(None, ge=0, description="1 - structural similarity")
     token: float | None = Field(None, ge=0, description="decoder's tokens against the feature map")
     identity: float | None = Field(None, ge=0, description="1 - cosine to the vector")
+    centred: float | None = Field(
+        None,
+        ge=0,
+        description="likewise, with the set's mean feature subtracted from both, for embedders "
+        "whose features share a large part (dlib)",
+    )
     gan: float | None = Field(None, ge=0, description="patch discriminator, adaptive weight")
 
 
@@ -28,6 +34,7 @@ RECIPES = {
         "ssim": 0.1,
         "token": 1.0,
         "identity": 1.0,
+        "centred": 0.0,
         "gan": 0.8,
     },
     "vec2face+": {
@@ -36,6 +43,7 @@ RECIPES = {
         "ssim": 1.0,
         "token": 1.0,
         "identity": 1.0,
+        "centred": 0.0,
         "gan": 0.0,
     },
 }
@@ -84,11 +92,6 @@ class GeneratorConfig(Workers):
         ge=1,
         description="identity and feature losses on every so many steps, weighted as many "
         "times: the embedder costs more than a small generator",
-    )
-    centre: bool = Field(
-        False,
-        description="identity loss relative to the set's mean feature, for embedders whose "
-        "features share a large part (dlib)",
     )
     perceptual: str | None = Field(
         None, description="LPIPS with VGG16, .safetensors or .pth; none: features of the embedder"

@@ -55,7 +55,7 @@ class Vec2Face(nn.Module):
         if sizes.blocks:
             self.im_decoder = ImageDecoder(sizes.channels, sizes.levels, sizes.blocks)
         else:
-            self.im_decoder = SmallDecoder(sizes.channels, sizes.side, sizes.levels)
+            self.im_decoder = SmallDecoder(sizes.channels, sizes.levels)
         # In the published checkpoints, and in no path: frozen, so that no optimiser touches them.
         self.center_token = nn.Linear(width, tokens).requires_grad_(False)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, PATCH)})
@@ -189,6 +189,12 @@ class Vec2Face(nn.Module):
         side = self.sizes.side
         pixels = self.im_decoder_proj(tokens).unflatten(1, (side, side)).permute(0, 3, 1, 2)
         return self.im_decoder(pixels).float()
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Images (N, 3, H, W) in about [-1, 1] to uint8 (N, H, W, 3)."""
+    pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def choose_tokens(

@@ -1,9 +1,13 @@
-"""The image decoder of Vec2Face's small size: a whole DCGAN, and what puts its latent in place.
+"""The image decoder of Vec2Face's small size: a whole DCGAN, steered at two places.
 
-A trained DCGAN paints faces already; the transformer is left to find the latent of a person. It has
-the length that nearly all random latents have, because near 0 the DCGAN paints no face. With a free
-feature map in the place of the latent, all pictures were blurred towards the mean face, which the
-pixel loss likes best. Batch norms are folded into the convolutions.
+A trained DCGAN paints faces already; the transformer is left to find whom to paint. A latent alone
+does that badly, for features are a rough function of it; the DCGAN's first feature map obeys more
+readily. Moved by gradient descent from the same start, twenty steps of the latent bring the mean
+centred cosine of a picture's dlib feature and the wanted one from 0.36 to 0.74, ten steps of that
+map to 0.89, and the eye hardly sees them. The map alone, without a latent, is a worse start: all
+pictures were blurred towards the mean face, which the pixel loss likes best. So a person's latent
+says which face the DCGAN paints, and a residual on the map corrects who it is. Batch norms are
+folded into the convolutions.
 """
 
 import itertools
@@ -20,21 +24,24 @@ LENGTH = math.sqrt(LATENT)  # of nearly all latents that a DCGAN is trained with
 
 
 class SmallDecoder(nn.Module):
-    """Feature map (B, channels_in, side, side) to image (B, 3, 112, 112) in about [-1, 1].
+    """Feature map (B, channels_in, 4, 4) to image (B, 3, 112, 112) in about [-1, 1].
 
-    A convolution over the whole map gives 100 numbers, scaled to length 10. A transposed 4×4
-    convolution makes 4×4 of them; ReLU and one of stride 2 is each doubling; then tanh, and bicubic
-    to 112×112.
+    A linear layer on the mean over the map gives a latent of 100 numbers, scaled to length 10, the
+    length of nearly all random ones: near 0 the DCGAN paints no face. A transposed 4×4 convolution
+    makes 4×4 of it, to which a 1×1 convolution of the map is added; ReLU and a transposed
+    convolution of stride 2 is each doubling; then tanh, and bicubic to 112×112.
 
     Args:
         channels_in: channels of the feature map.
-        side: of the feature map.
         levels: channels at 4×4 and after each doubling but the last, which makes the colours.
     """
 
-    def __init__(self, channels_in: int, side: int, levels: tuple[int, ...]) -> None:
+    def __init__(self, channels_in: int, levels: tuple[int, ...]) -> None:
         super().__init__()
-        self.latent = nn.Conv2d(channels_in, LATENT, side)
+        self.latent = nn.Linear(channels_in, LATENT)
+        self.residual = nn.Conv2d(channels_in, levels[0], 1)
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)  # type: ignore[arg-type]
         self.up = nn.ModuleList([nn.ConvTranspose2d(LATENT, levels[0], 4)])
         self.up.extend(
             nn.ConvTranspose2d(before, after, 4, 2, 1)
@@ -43,12 +50,14 @@ class SmallDecoder(nn.Module):
         self.conv_out = nn.ConvTranspose2d(levels[-1], 3, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.paint(F.normalize(self.latent(x), dim=1) * LENGTH)
+        latent = F.normalize(self.latent(x.mean((2, 3))), dim=1) * LENGTH
+        return self.paint(latent, self.residual(x))
 
-    def paint(self, latent: Tensor) -> Tensor:
-        """Latents (B, 100, 1, 1) to images."""
-        x = latent
-        for layer in self.up:
+    def paint(self, latent: Tensor, residual: Tensor | float = 0.0) -> Tensor:
+        """Latents (B, 100) and what is added to their first maps (B, levels[0], 4, 4) to images."""
+        first, *others = self.up
+        x = F.relu(first(latent[:, :, None, None]) + residual)
+        for layer in others:
             x = F.relu(layer(x))
         x = torch.tanh(self.conv_out(x))
         return F.interpolate(x, size=SIDE, mode="bicubic", align_corners=False)

@@ -11,9 +11,9 @@ from raypipe.config.generator import GeneratorConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
 from raypipe.generator_start import build, ridge, start, whiten
-from raypipe.generator_training import to_pixels
 from raypipe.models.dcgan import DCGANGenerator
 from raypipe.models.loading import load_into, shipped
+from raypipe.models.vec2face import to_pixels
 from raypipe.models.vec2face_sizes import SMALL
 from raypipe.templates import unit
 

@@ -10,6 +10,8 @@ from raypipe.models.vec2face import Vec2Face
 from raypipe.models.vec2face_sizes import SMALL
 from raypipe.models.vec2face_small import SIDE, SmallDecoder, start_from_dcgan
 
+PARTS = ("weight", "bias")
+
 
 @pytest.fixture(scope="module")
 def dcgan():
@@ -30,7 +32,7 @@ def started(dcgan):
 def test_the_decoder_paints_what_the_dcgan_paints(dcgan, started):
     z = torch.randn(3, 100, generator=torch.Generator().manual_seed(1))
     wanted = F.interpolate(dcgan(z), size=SIDE, mode="bicubic")
-    assert torch.allclose(started.im_decoder.paint(z[:, :, None, None]), wanted, atol=1e-4)
+    assert torch.allclose(started.im_decoder.paint(z), wanted, atol=1e-4)
 
 
 @torch.no_grad()
@@ -43,13 +45,13 @@ def test_every_latent_has_the_length_of_a_random_one(started):
     assert torch.allclose(painted[0].flatten(1).norm(dim=1), torch.tensor(10.0), atol=1e-4)
 
 
-def test_a_frozen_dcgan_leaves_the_latent_to_learn(dcgan):
-    decoder = SmallDecoder(8, 4, SMALL.levels)
+def test_a_frozen_dcgan_leaves_latent_and_residual_to_learn(dcgan):
+    decoder = SmallDecoder(8, SMALL.levels)
     start_from_dcgan(decoder, dcgan)
     decoder.freeze()
     decoder(torch.randn(2, 8, 4, 4)).square().mean().backward()
     moved = {name for name, value in decoder.named_parameters() if value.grad is not None}
-    assert moved == {"latent.weight", "latent.bias"}
+    assert moved == {f"{layer}.{part}" for layer in ("latent", "residual") for part in PARTS}
 
 
 def test_safetensors_and_back(started, tmp_path):
