@@ -1,0 +1,16 @@
+"""Configuration of prompts for people who do not exist."""
+
+from pydantic import Field
+
+from raypipe.config.base import Settings
+
+
+class PromptsConfig(Settings):
+    """What new people are to look like."""
+
+    grammar: str | None = Field(
+        None,
+        min_length=1,
+        description="YAML of attributes, their declared balance and how they are put into words "
+        "(docs/prompts.md); none: the grammar that ships with raypipe",
+    )
