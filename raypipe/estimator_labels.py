@@ -1,0 +1,131 @@
+"""What dlib says of a face: how clearly one is there, and where it looks.
+
+The detector's score is the quality. Yaw and pitch are those of an average head whose corners of the
+eyes and base of the nose lie nearest to the five landmarks under scaled orthographic projection
+(Dementhon and Davis 1995). The more accurate 68 landmarks are not used: their predictor was trained
+on iBUG 300-W, whose licence excludes commercial use (github.com/davisking/dlib-models, README),
+while that of the five is in the public domain.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+
+from raypipe.errors import UserError
+
+NO_FACE = -1.0  # the detector looks for nothing that scores less
+# Vertices 263, 362, 33, 133 and 2 of MediaPipe's canonical face model (Apache-2.0,
+# github.com/google-ai-edge/mediapipe, modules/face_geometry/data/canonical_face_model.obj) in cm: x
+# to the right as the viewer sees it, y up, z to the viewer. In the order of dlib's five points.
+_HEAD = np.array(
+    [
+        [4.445859, 2.663991, 3.173422],
+        [1.856432, 2.585245, 3.757904],
+        [-4.445859, 2.663991, 3.173422],
+        [-1.856432, 2.585245, 3.757904],
+        [0.0, -2.089024, 6.058267],
+    ]
+)
+_MARGIN = 28  # pixels of a crop that are repeated around it: the detector wants room
+# Landmarks move with the detector's box, so they are averaged over boxes that are shifted and
+# grown by these shares of its width.
+_SHIFTS = [
+    (x, y, grow) for x in (-0.05, 0.05) for y in (-0.05, 0.05) for grow in (-0.05, 0.0, 0.05)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What was found in a face, as the mean over it and its mirror image.
+
+    Attributes:
+        quality: score of dlib's HOG detector; −1 where it found no face.
+        yaw: degrees, positive where the face looks to the right as the viewer sees it; NaN where no
+            face was found.
+        pitch: degrees, positive where the face looks down; likewise.
+    """
+
+    quality: float
+    yaw: float
+    pitch: float
+
+
+class Labeller:
+    """dlib's HOG face detector and 5-point shape predictor (package face_recognition_models)."""
+
+    def __init__(self) -> None:
+        spec = find_spec("face_recognition_models")
+        try:
+            import dlib
+        except ImportError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                "labels of faces need dlib and face_recognition_models: install raypipe[demo]"
+            )
+        folder = os.path.join(spec.submodule_search_locations[0], "models")
+        self._detector: Any = dlib.get_frontal_face_detector()
+        self._landmarks: Any = dlib.shape_predictor(
+            os.path.join(folder, "shape_predictor_5_face_landmarks.dat")
+        )
+        self._rectangle: Any = dlib.rectangle
+
+    def label(self, rgb: np.ndarray) -> Label:
+        """Looks at a crop, uint8 (112, 112, 3), RGB, and at its mirror image."""
+        quality, yaw, pitch = self._look(rgb)
+        mirrored, yaw_back, pitch_mirrored = self._look(np.ascontiguousarray(rgb[:, ::-1]))
+        return Label(
+            quality=(quality + mirrored) / 2,
+            yaw=(yaw - yaw_back) / 2,
+            pitch=(pitch + pitch_mirrored) / 2,
+        )
+
+    def _look(self, rgb: np.ndarray) -> tuple[float, float, float]:
+        """Score, yaw and pitch of the face with the highest score."""
+        import cv2
+
+        rgb = np.pad(rgb, ((_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)), mode="edge")
+        side = 2 * len(rgb)  # the detector sees faces of 80 pixels
+        rgb = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_CUBIC)
+        boxes, scores, _ = self._detector.run(rgb, 0, NO_FACE)
+        if not boxes:
+            return NO_FACE, np.nan, np.nan
+        box = boxes[int(np.argmax(scores))]
+        points = []
+        for x, y, grow in _SHIFTS:
+            moved = [
+                box.left() + (x - grow) * box.width(),
+                box.top() + (y - grow) * box.width(),
+                box.right() + (x + grow) * box.width(),
+                box.bottom() + (y + grow) * box.width(),
+            ]
+            shape = self._landmarks(rgb, self._rectangle(*map(round, moved)))
+            points.append([[p.x, p.y] for p in shape.parts()])
+        return max(scores), *pose(np.mean(points, axis=0))
+
+
+def pose(points: np.ndarray) -> tuple[float, float]:
+    """Yaw and pitch in degrees of an average head that shows five landmarks.
+
+    Args:
+        points: (5, 2), x and y (downwards) in pixels, in dlib's order: outer and inner corner of
+            the right eye as the viewer sees it, of the left eye, base of the nose.
+    """
+    head = _HEAD - _HEAD.mean(axis=0)
+    seen = (points - points.mean(axis=0)) * [1, -1]
+    seen = seen / np.linalg.norm(seen) * np.linalg.norm(head[:, :2])
+
+    def off(values: np.ndarray) -> np.ndarray:
+        turned = Rotation.from_euler("YXZ", values[:3]).apply(head)
+        return (values[3] * turned[:, :2] - seen).ravel()
+
+    # Upright and frontal first; the roll of the line through the eyes.
+    eyes = seen[:2].mean(axis=0) - seen[2:4].mean(axis=0)
+    start = [0.0, 0.0, np.arctan2(eyes[1], eyes[0]), 1.0]
+    yaw, pitch, _, _ = least_squares(off, start).x
+    return float(np.degrees(yaw)), float(np.degrees(pitch))

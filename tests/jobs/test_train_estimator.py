@@ -1,0 +1,105 @@
+"""Real labels and a short training on a few faces of the DCGAN."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jobs import train_estimator
+from jobs.work import begin
+from raypipe import storage
+from raypipe.config import parse
+from raypipe.config.sample import SampleConfig
+from raypipe.errors import UserError
+from raypipe.faceset import Identity, Image, write_rows
+from raypipe.models.face_attributes import FaceAttributes
+from raypipe.world import make_base
+
+pytestmark = pytest.mark.slow
+
+PEOPLE, IMAGES, FILES = 24, 2, 3
+CONFIG = {
+    "embedder": {"kind": "dlib"},
+    "ingest": {"sources": [{"name": "base", "path": "{workspace}/base"}]},
+    "estimator": {"people": 20, "held_out": 0.2, "epochs": 3, "batch_size": 8},
+}
+
+
+def configured(workspace, **changes):
+    values = CONFIG["estimator"] | changes
+    return parse(CONFIG | {"workspace": str(workspace), "estimator": values}, "test")
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    root = tmp_path_factory.mktemp("people")
+    settings = dict.fromkeys(("strangers", "near_duplicates", "corrupt", "truncated"), 0)
+    settings |= {"duplicates": 0, "too_few": 0, "leaks": 0, "new": 0}
+    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **settings), 0, str(root))
+    return [
+        Identity(
+            identity_id=f"base/{folder.name}",
+            index=index,
+            source="base",
+            images=[
+                Image(image_id=path.name, data=path.read_bytes(), source=path.name)
+                for path in sorted(folder.iterdir())
+            ],
+        )
+        for index, folder in enumerate(sorted((root / "base").iterdir()))
+    ]
+
+
+def make_set(workspace, people):
+    work = begin(configured(workspace), job="ingest", settings={})
+    for k in range(FILES):  # the order of the people is not that of the files
+        write_rows(work.root, f"part-{k}.parquet", people[FILES - 1 - k :: FILES])
+    work.finish({"images": PEOPLE * IMAGES}, hashlib.sha256(b"").hexdigest())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, people):
+    workspace = tmp_path_factory.mktemp("undisturbed")
+    make_set(workspace, people)
+    return workspace, train_estimator.run(configured(workspace))
+
+
+def test_writes_weights_and_what_they_are_worth(undisturbed):
+    workspace, manifest = undisturbed
+    card = storage.read_json(str(workspace / "estimator/card.json"))
+    assert card["sha256"] == manifest.content_digest
+    assert manifest.counts["trained"] + manifest.counts["held_out"] == 20 * IMAGES
+    assert manifest.counts["held_out"] == card["measured"]["quality"]["images"] > 0
+    assert card["losses"][-1] < card["losses"][0]
+    FaceAttributes.from_checkpoint(str(workspace / "estimator/face_attributes.safetensors"))
+    with pytest.raises(UserError, match=r"settings\.epochs 3 → 4"):
+        train_estimator.run(configured(workspace, epochs=4))
+
+
+def test_a_killed_run_keeps_its_labels_and_ends_the_same(undisturbed, people, tmp_path):
+    make_set(tmp_path, people)
+    config = configured(tmp_path)
+    code = (
+        "import sys; from jobs import train_estimator; from raypipe.config import Build;"
+        "train_estimator.run(Build.model_validate_json(sys.argv[1]))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()])
+    labels = tmp_path / "estimator/labels"
+    while not list(labels.glob("*.json")):
+        assert first.poll() is None, "it ended before it saved anything"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in labels.glob("*.json")}
+    assert len(kept) < FILES
+    assert train_estimator.run(config).content_digest == undisturbed[1].content_digest
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+
+
+def test_too_few_people_are_an_error(people, tmp_path):
+    make_set(tmp_path, people[:2])
+    with pytest.raises(UserError, match="take a set of more people"):
+        train_estimator.run(configured(tmp_path, held_out=0.99))
