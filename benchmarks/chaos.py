@@ -29,7 +29,9 @@ JOBS = (
     "ingest",
     "embed",
     "clean",
+    "vectors",
     "screen",
+    "expand",
     "assemble/identities",
     "assemble",
     "train",
@@ -41,17 +43,28 @@ KINDS = ("driver", "actor", "ray")
 def configuration(folder: Path, workspace: Path) -> list[str]:
     """Writes a YAML for a small build; returns the command that runs it."""
     path = folder / f"{workspace.name}.yaml"
-    sources = [{"name": name, "path": f"{{workspace}}/sample/{name}"} for name in ("base", "new")]
+    sources = [{"name": "base", "path": "{workspace}/sample/base"}]
     galleries = [{"name": "orl", "path": "{workspace}/sample/gallery/orl"}]
     values = {
         "workspace": str(workspace),
         "ray": {"num_cpus": 8, "rows_per_block": 4, "object_store_memory": 200 * 2**20},
         "embedder": {"kind": "dlib"},
-        "sample": {"identities": 60, "images": 20, "new": 4},
+        "sample": {"identities": 60, "images": 20},
         "ingest": {"sources": sources},
         "embed": {"pool": {"min": 2, "max": 2, "batch_size": 2}},
         "screen": {"galleries": galleries},
-        "assemble": {"images_per_identity": 24, "shard_size": 200},
+        "vectors": {"count": 12, "ceiling": 0.99},
+        "expand": {
+            "images": 20,
+            "false_match_rate": 0.01,
+            "pool": {"min": 2, "max": 2, "batch_size": 2},
+        },
+        "assemble": {
+            "images_per_identity": 24,
+            "shard_size": 200,
+            "phases": ["vec", "base"],
+            "replacement": None,
+        },
         "train": {
             "depth": "10",
             "width": 4,

@@ -24,11 +24,11 @@ from jobs.stage import Step, run_stage, totals
 from raypipe import storage
 from raypipe.config import Build, parse
 from raypipe.config.base import Pool
-from raypipe.config.sample import SampleConfig
+from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.faceset import FaceSet, Identity, Image, write_rows
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
-from raypipe.world import make_new
+from raypipe.world import make_base
 
 CORES = os.cpu_count() or 1
 IDENTITIES = 300
@@ -48,14 +48,14 @@ def face_set(root: str, identities: list[Identity]) -> str:
 
 def faces(folder: str) -> list[Identity]:
     """Generated people, IDENTITIES × IMAGES."""
-    make_new(SampleConfig(new=IDENTITIES, images=IMAGES), 0, folder)
+    make_base(SampleConfig(identities=IDENTITIES, images=IMAGES, **FAULTLESS), 0, folder)
     people = []
-    for index, entry in enumerate(storage.listdir(f"{folder}/new")):
+    for index, entry in enumerate(storage.listdir(f"{folder}/base")):
         images = [
             Image(image_id=file.name, data=storage.read_bytes(file.path), source=file.path)
             for file in storage.listdir(entry.path)
         ]
-        people.append(Identity(identity_id=entry.name, index=index, source="new", images=images))
+        people.append(Identity(identity_id=entry.name, index=index, source="base", images=images))
     return people
 
 

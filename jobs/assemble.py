@@ -35,14 +35,16 @@ from raypipe.provenance import write_card
 
 
 def run(config: Build) -> Manifest:
-    """Assembles `{workspace}/screen` into `{workspace}/assemble`."""
+    """Assembles `{workspace}/expand`, or `{workspace}/screen` where nothing is expanded, into
+    `{workspace}/assemble`."""
     settings = config.assemble
-    source = storage.join(config.workspace, "screen")
-    screened = read_manifest(source)
-    if screened is None:
-        raise UserError(f"assemble: {source} is not a finished face set; run screen first")
+    before = "screen" if config.expand is None else "expand"
+    source = storage.join(config.workspace, before)
+    origin = read_manifest(source)
+    if origin is None:
+        raise UserError(f"assemble: {source} is not a finished face set; run {before} first")
     matters = {**settings.model_dump(exclude={"pool"}), "seed": config.seed}
-    inputs = {"screen": screened.content_digest}
+    inputs = {before: origin.content_digest}
     work = begin(config, job="assemble", settings=matters, inputs=inputs)
     if work.manifest:
         done = work.manifest
@@ -63,7 +65,7 @@ def run(config: Build) -> Manifest:
         if mistake := explain("assemble", error):
             raise mistake from None
         raise
-    work.timing("plan", time.perf_counter() - start, rows=screened.counts["identities"]["total"])
+    work.timing("plan", time.perf_counter() - start, rows=origin.counts["identities"]["total"])
     identities = run_stage(
         config,
         job="assemble/identities",

@@ -1,6 +1,8 @@
 """All jobs of a configuration, in order; picks up where a run stopped, and says what came of it."""
 
 import time
+from collections import Counter
+from typing import Any
 
 from rich.table import Table
 
@@ -10,7 +12,11 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.manifest import Manifest, read_manifest
 
-ORDER = ("ingest", "embed", "clean", "screen", "assemble", "train", "evaluate", "report")
+ORDER = (
+    *("sample", "ingest", "embed", "clean", "vectors", "screen", "expand"),
+    *("assemble", "train", "evaluate", "report"),
+)
+_OPTIONAL = ("sample", "vectors", "expand")
 
 
 def run(config: Build) -> Manifest:
@@ -20,7 +26,7 @@ def run(config: Build) -> Manifest:
         UserError: from the job that found a mistake; everything before it is kept.
     """
     start = time.monotonic()
-    names = ([] if config.sample is None else ["sample"]) + list(ORDER)
+    names = [name for name in ORDER if name not in _OPTIONAL or getattr(config, name)]
     manifests: dict[str, Manifest] = {}
     made = 0
     for name in names:
@@ -47,24 +53,21 @@ def run(config: Build) -> Manifest:
 def outcome(workspace: str, manifests: dict[str, Manifest]) -> Table:
     """What was kept, refused, made and reached, a line each."""
     table = Table("", "identities", "images", "", title="outcome", title_justify="left")
-    ingest, clean, screen = (manifests[name].counts for name in ("ingest", "clean", "screen"))
+    counts = {name: manifest.counts for name, manifest in manifests.items()}
+    ingest, clean, screen = (counts[name] for name in ("ingest", "clean", "screen"))
     read = ingest["identities"]["total"]
     table.add_row("read", f"{read:,}", f"{ingest['images']['total']:,}", "")
-    for name, counts, before in (
-        ("unreadable", ingest, None),
-        ("cleaned out", clean, ingest),
-        ("screened out", screen, clean),
-    ):
-        people = _lost(counts, before, "identities")
-        pictures = _lost(counts, before, "images")
-        table.add_row(
-            name,
-            f"{sum(people.values()):,}",
-            f"{sum(pictures.values()):,}",
-            ", ".join(
-                f"{reason} {number:,}" for reason, number in sorted((pictures | people).items())
-            ),
-        )
+    table.add_row("unreadable", *_lost(ingest))
+    table.add_row("cleaned out", *_lost(clean, ingest))
+    new = [counts["vectors"]] if "vectors" in counts else []
+    for vectors in new:
+        drawn = vectors["drawn"]
+        table.add_row("new people", f"{drawn['accepted']:,}", "", f"of {drawn['total']:,} drawn")
+    table.add_row("screened out", *_lost(screen, clean, *new))
+    if "expand" in counts:
+        expand = counts["expand"]
+        table.add_row("made of them", "", f"{expand['images']['made']:,}", "")
+        table.add_row("of these refused", *_lost(expand, screen))
     table.add_row("training set", *_training_set(manifests["assemble"].counts["training_set"]))
     trained = storage.read_json(storage.join(workspace, "train", "history.json"))["epochs"]
     table.add_row("trained", "", "", f"{len(trained)} epochs, loss {trained[-1]['loss']:.2f}")
@@ -87,18 +90,21 @@ def _training_set(counts: dict[str, int]) -> tuple[str, str, str]:
     )
 
 
-def _lost(
-    counts: dict[str, dict[str, dict[str, int]]],
-    before: dict[str, dict[str, dict[str, int]]] | None,
-    unit: str,
-) -> dict[str, int]:
-    """Rejections that a job added to those of the job before it, by reason."""
-    earlier = before[unit]["rejected"] if before else {}
-    found = {
-        reason: number - earlier.get(reason, 0)
-        for reason, number in counts[unit]["rejected"].items()
-    }
-    return {reason: number for reason, number in found.items() if number > 0}
+def _lost(after: dict[str, Any], *before: dict[str, Any]) -> tuple[str, str, str]:
+    """Identities and images that a job rejected, in all and by reason, given the counts of what it
+    made and of what it read."""
+
+    def lost(unit: str) -> Counter[str]:
+        earlier: Counter[str] = Counter()
+        for counts in before:
+            earlier.update(counts[unit]["rejected"])
+        return Counter(after[unit]["rejected"]) - earlier
+
+    people, pictures = lost("identities"), lost("images")
+    reasons = ", ".join(
+        f"{name} {number:,}" for name, number in sorted((pictures | people).items())
+    )
+    return f"{people.total():,}", f"{pictures.total():,}", reasons
 
 
 if __name__ == "__main__":

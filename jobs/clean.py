@@ -64,7 +64,7 @@ def run(config: Build) -> Manifest:
         },
         pool=config.clean.pool,
     )
-    return stream(config, work, source=source, steps=[step])
+    return stream(config, work, sources=[source], steps=[step])
 
 
 def _settings(config: Build) -> dict[str, Any]:

@@ -32,13 +32,15 @@ JOBS = {
     "ingest": "Read a set of any format into a face set; what cannot be read is kept and counted.",
     "embed": "Turn every image into a vector.",
     "clean": "Find images that show somebody else, and people who stand in the set twice.",
-    "screen": "Refuse identities that are in a public gallery, or too much like each other.",
     "vectors": "Draw vectors of people who do not exist, every two of them far enough apart.",
+    "screen": "Refuse identities that are in a public gallery, or too much like each other.",
+    "expand": "Make many images of every new person, and check that each is that person.",
     "assemble": "Refill, order by the curriculum, write Parquet and WebDataset.",
     "train": "Train a recognizer on the assembled set, in its order.",
     "evaluate": "Score the recognizer on verification pairs.",
     "report": "Write one HTML file that shows all of it.",
     "train_generator": "Train Vec2Face on a face set with features, to make more faces with.",
+    "train_estimator": "Train a small network that tells how a face looks: quality, yaw, pitch.",
     "build": "Run every job of a configuration, and pick up where a run stopped.",
 }
 
@@ -144,6 +146,20 @@ def verify(
 
     if not guarded(lambda: print_verification(path)):
         raise SystemExit(1)
+
+
+@app.command()
+def prompts(
+    preview: Annotated[int, typer.Option(min=1, help="prompts to show")] = 20,
+    grammar: Annotated[
+        str | None, typer.Option(help="YAML of a grammar; none: the one that ships with raypipe")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the run")] = 0,
+) -> None:
+    """Show prompts of a grammar, and the balance declared and achieved."""
+    from jobs.prompts import preview as run_preview
+
+    guarded(lambda: run_preview(preview, grammar, seed))
 
 
 def _version(wanted: bool) -> None:

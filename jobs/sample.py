@@ -1,6 +1,6 @@
 """Makes the demo's world with known truth: a base set with planted faults, a gallery, pairs.
 
-`{workspace}/sample` then holds `base/`, `new/` and `gallery/orl/` (image folders), `pairs.parquet`
+`{workspace}/sample` then holds `base/` and `gallery/orl/` (image folders), `pairs.parquet`
 (verification pairs) and `truth.json`, which no other job reads. The world is made in a folder of
 its own and moved into place part by part, the manifest last: a killed run leaves no half a part.
 """
@@ -27,9 +27,9 @@ from raypipe.config.sample import SampleConfig
 from raypipe.errors import UserError
 from raypipe.images import decode
 from raypipe.manifest import Manifest
-from raypipe.world import make_base, make_new, weights_path
+from raypipe.world import make_base, weights_path
 
-PARTS = ("base", "new", "gallery", "pairs.parquet", "truth.json")
+PARTS = ("base", "gallery", "pairs.parquet", "truth.json")
 _MAKING = "making"
 
 
@@ -60,8 +60,6 @@ def run(config: Build) -> Manifest:
         counts = _make(config.sample, config.seed, photos, making, work)
         digest = content_digest(making)
         for part in PARTS:
-            if not os.path.exists(os.path.join(making, part)):
-                continue  # no new people were asked for
             _move(os.path.join(making, part), work.path(part), local)
         storage.delete(making)
     return work.finish(counts, digest)
@@ -105,7 +103,6 @@ def _make(
             orl.make_leaks(faces, leaked),
             lambda: written.update(["folders"]),
         )
-    make_new(config, seed, root)
     images = len(truth["files"])
     work.timing("generate", time.perf_counter() - start, rows=folders, images=images)
     with open(os.path.join(root, "truth.json"), "w") as file:
@@ -117,7 +114,6 @@ def _make(
             "rejected": {"align:no_face": len(photos) - aligned},
         },
         "base": {"folders": folders, "files": images, "planted": truth["faults"]},
-        "new": {"folders": config.new, "files": config.new * config.images},
         "gallery": {"people": len(faces), "images": in_gallery},
         "pairs": {"folds": orl.FOLDS, "pairs": len(pairs)},
     }

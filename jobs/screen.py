@@ -42,14 +42,16 @@ class _Gallery(NamedTuple):
 
 
 def run(config: Build) -> Manifest:
-    """Screens `{workspace}/clean` into `{workspace}/screen`.
+    """Screens `{workspace}/clean`, and `{workspace}/vectors` where the configuration draws them,
+    into `{workspace}/screen`.
 
     Raises:
-        UserError: where the cleaned set is unfinished, a gallery is missing or holds no face, or a
+        UserError: where a set is unfinished, a gallery is missing or holds no face, or a
             gallery or the set is too small for the false match rate.
     """
-    source = storage.join(config.workspace, "clean")
-    origin = finished("screen", source)
+    jobs = ["clean"] if config.vectors is None else ["clean", "vectors"]
+    sources = [storage.join(config.workspace, job) for job in jobs]
+    sets = {job: finished("screen", root) for job, root in zip(jobs, sources, strict=True)}
     galleries = [_embedded(config, gallery) for gallery in config.screen.galleries]
     settings: dict[str, Any] = {
         "false_match_rate": config.screen.false_match_rate,
@@ -60,14 +62,14 @@ def run(config: Build) -> Manifest:
         config,
         job="screen",
         settings=settings,
-        inputs={origin.origin.job: origin.content_digest, **inputs},
+        inputs={**{job: found.content_digest for job, found in sets.items()}, **inputs},
     )
     if work.manifest:
         return work.manifest
     if not storage.exists(work.path(VERDICTS)):
         try:
             with work.timed("search"):
-                _decisions(config, source, work.root, galleries)
+                _decisions(config, sources, work.root, galleries)
         except UserError:  # nothing was decided: the settings may change
             storage.delete(work.path(STARTED))
             raise
@@ -77,7 +79,7 @@ def run(config: Build) -> Manifest:
         arguments={"verdicts": work.path(VERDICTS)},
         pool=config.screen.pool,
     )
-    return stream(config, work, source=source, steps=[step])
+    return stream(config, work, sources=sources, steps=[step])
 
 
 def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:
@@ -96,7 +98,7 @@ def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:
     return _Gallery(gallery.name, root, manifest.content_digest)
 
 
-def _decisions(config: Build, source: str, root: str, galleries: list[_Gallery]) -> None:
+def _decisions(config: Build, sources: list[str], root: str, galleries: list[_Gallery]) -> None:
     """Calibrates, searches and decides; the decisions are written last."""
     connect(config)
     screen = config.screen
@@ -110,7 +112,7 @@ def _decisions(config: Build, source: str, root: str, galleries: list[_Gallery])
         )
         searched = map_files(
             config,
-            FaceSet(source).files(),
+            [path for source in sources for path in FaceSet(source).files()],
             SearchActor,
             {"galleries": [(gallery.name, gallery.root) for gallery in galleries]},
             screen.pool,

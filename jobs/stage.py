@@ -200,14 +200,21 @@ def count_rows(root: str) -> int:
     return total
 
 
-def describe(counts: Counts, source: dict[str, Any]) -> dict[str, Any]:
+def describe(counts: Counts, sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts of a stage for its manifest, checked: kept + rejected = read + made.
+
+    Args:
+        sources: counts of the face sets that were read.
 
     Raises:
         AssertionError: where an identity or image was lost.
     """
-    assert counts.identities == source["identities"]["total"], "identities were lost"
-    made = counts.images - source["images"]["total"]
+
+    def read(unit: str) -> int:
+        return sum(source[unit]["total"] for source in sources)
+
+    assert counts.identities == read("identities"), "identities were lost"
+    made = counts.images - read("images")
     assert made >= 0, "images were lost"
     return totals(counts, images_made=made)
 
@@ -262,7 +269,7 @@ def run_stage(
         inputs={origin.origin.job: origin.content_digest, **(inputs or {})},
         models=models,
     )
-    return work.manifest or stream(config, work, source=source, steps=steps)
+    return work.manifest or stream(config, work, sources=[source], steps=steps)
 
 
 def finished(job: str, source: str) -> Manifest:
@@ -277,19 +284,24 @@ def finished(job: str, source: str) -> Manifest:
     return manifest
 
 
-def stream(config: Build, work: Work, *, source: str, steps: Sequence[Step]) -> Manifest:
+def stream(config: Build, work: Work, *, sources: Sequence[str], steps: Sequence[Step]) -> Manifest:
     """The stage itself, for a job that did something else first in the folder it has begun.
+
+    Args:
+        sources: roots of the face sets to read; no identity stands in two of them.
 
     Raises:
         UserError: as `run_stage`.
     """
-    job, origin = work.origin.job, finished(work.origin.job, source)
+    job = work.origin.job
+    origins = [finished(job, source) for source in sources]
     connect(config)
     preflight(job, [step.pool for step in steps])
     checkpoint = work.path(CHECKPOINT)
     if not storage.exists(checkpoint):  # rows that no checkpoint knows are of no run
         storage.delete(work.path(ROWS))
-    total, done = origin.counts["identities"]["total"], count_rows(work.root)
+    total = sum(origin.counts["identities"]["total"] for origin in origins)
+    done = count_rows(work.root)
     ledger = ray.remote(num_cpus=0, max_restarts=-1)(_Ledger).remote()
 
     def poll() -> tuple[int, str]:
@@ -302,7 +314,7 @@ def stream(config: Build, work: Work, *, source: str, steps: Sequence[Step]) -> 
         return done + int(sums.get("rows", 0)), f"{rate:,.0f} images/s, {rejected:,} rejected"
 
     with Bar(job, total, poll):
-        _stream(config, job, source, steps, work.root, checkpoint, ledger)
+        _stream(config, job, sources, steps, work.root, checkpoint, ledger)
     sums = ray.get(ledger.read.remote())
     ray.kill(ledger)
     for step in steps:
@@ -326,7 +338,7 @@ def stream(config: Build, work: Work, *, source: str, steps: Sequence[Step]) -> 
             },
         )
     counts, digest = ray.get(ray.remote(num_cpus=0)(summarise).remote(work.root))
-    manifest = work.finish(describe(counts, origin.counts), digest)
+    manifest = work.finish(describe(counts, [origin.counts for origin in origins]), digest)
     storage.delete(checkpoint)
     return manifest
 
@@ -334,14 +346,14 @@ def stream(config: Build, work: Work, *, source: str, steps: Sequence[Step]) -> 
 def _stream(
     config: Build,
     job: str,
-    source: str,
+    sources: Sequence[str],
     steps: Sequence[Step],
     root: str,
     checkpoint: str,
     ledger: Any,
 ) -> None:
     context = DataContext.get_current()
-    where, rows = storage.filesystem(storage.join(source, ROWS))
+    places = [storage.filesystem(storage.join(source, ROWS)) for source in sources]
     out_where, out = storage.filesystem(storage.join(root, ROWS))
     # Kept until the manifest is written: without it a kill in between would write every row again.
     context.checkpoint_config = CheckpointConfig(
@@ -351,7 +363,7 @@ def _stream(
         delete_checkpoint_on_success=False,
     )
     try:
-        data = ray.data.read_parquet(rows, filesystem=where)
+        data = ray.data.read_parquet([rows for _, rows in places], filesystem=places[0][0])
         data = data.repartition(target_num_rows_per_block=config.ray.rows_per_block)
         for step in steps:
             data = data.map_batches(

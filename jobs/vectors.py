@@ -35,10 +35,12 @@ def run(config: Build) -> Manifest:
     """Draws identity vectors into `{workspace}/vectors`.
 
     Raises:
-        UserError: where the source is unfinished or holds too few identities, or where so many
-            vectors do not fit under the ceiling.
+        UserError: where the configuration has no part `vectors`, the source is unfinished or holds
+            too few identities, or so many vectors do not fit under the ceiling.
     """
     vectors = config.vectors
+    if vectors is None:
+        raise UserError("vectors: the configuration has no part 'vectors'")
     source = storage.join(config.workspace, vectors.source)
     origin = finished("vectors", source)
     work = begin(
@@ -56,7 +58,15 @@ def run(config: Build) -> Manifest:
             with console.status(f"vectors: fitting on {vectors.source}"), work.timed("fit"):
                 _task(vectors.pool, _fit, source, law)
         with console.status(f"vectors: drawing {vectors.count:,}"), work.timed("draw"):
-            drawn, facts = _task(vectors.pool, _draw, vectors, source, config.seed, work.root)
+            drawn, facts = _task(
+                vectors.pool,
+                _draw,
+                vectors,
+                source,
+                config.seed,
+                work.root,
+                origin.counts["identities"]["total"],
+            )
     except UserError:  # nothing was drawn: the settings may change
         storage.delete(law)
         storage.delete(work.path(STARTED))
@@ -93,8 +103,11 @@ def _fit(source: str, path: str) -> None:
     fit(class_means(FaceSet(source)), source).save(path)
 
 
-def _draw(config: VectorsConfig, source: str, seed: int, root: str) -> tuple[int, dict[str, Any]]:
-    """Writes the rows; how many candidates were drawn, and what the manifest says of the law."""
+def _draw(
+    config: VectorsConfig, source: str, seed: int, root: str, before: int
+) -> tuple[int, dict[str, Any]]:
+    """Writes the rows, whose indexes follow those of the `before` identities of the source; how
+    many candidates were drawn, and what the manifest says of the law."""
     fitted = Distribution.load(storage.join(root, LAW))
     known = None
     if config.away_from_source:
@@ -107,7 +120,9 @@ def _draw(config: VectorsConfig, source: str, seed: int, root: str) -> tuple[int
         against=known,
     )
     storage.delete(storage.join(root, ROWS))
-    for start, rows in identities(found, ceiling=config.ceiling, seed=seed, size=_FILE):
+    for start, rows in identities(
+        found, ceiling=config.ceiling, seed=seed, before=before, size=_FILE
+    ):
         write_rows(root, f"{start:09d}.parquet", rows)
     return found.drawn, {
         "digest": fitted.digest,

@@ -21,6 +21,7 @@ from raypipe import storage
 from raypipe.errors import UserError
 
 ROWS = "rows"
+NO_PICTURE = "vectors:no_picture"
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,11 @@ class Image:
         prompt: text it was made from.
         seed: seed it was made from.
         embedding: float32 (D,), as the network gives it, not normalised.
-        similarity: cosine to the identity's centre as measured by the cleaning job, in [-1, 1].
+        similarity: cosine in [-1, 1], to the identity's centre as measured by the cleaning job, or
+            to its vector as measured by the expansion job.
+        nearest: who of all others it is most like, as measured by the expansion job: an
+            identity_id, or "gallery GALLERY: PERSON".
+        nearest_similarity: cosine to that one, in [-1, 1].
         cluster: cluster of the cleaning job; 0 is the kept one, -1 is none.
         rejected: None while kept, else "job:reason".
     """
@@ -52,6 +57,8 @@ class Image:
     seed: int | None = None
     embedding: np.ndarray | None = None
     similarity: float | None = None
+    nearest: str | None = None
+    nearest_similarity: float | None = None
     cluster: int | None = None
     rejected: str | None = None
 
@@ -86,6 +93,23 @@ class ScreenEvidence:
 
 
 @dataclass(kw_only=True)
+class ExpandEvidence:
+    """How the expansion job made images of the identity.
+
+    Attributes:
+        wanted: images to be made.
+        drawn: images made until there were so many, or the attempts were used up.
+        threshold: `Image.similarity` that an image needed.
+        unreached: images whose attributes were not reached within the steps allowed.
+    """
+
+    wanted: int
+    drawn: int
+    threshold: float
+    unreached: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
 class Identity:
     """One person and all images of that person.
 
@@ -103,6 +127,7 @@ class Identity:
     rejected: str | None = None
     clean: CleanEvidence | None = None
     screen: ScreenEvidence | None = None
+    expand: ExpandEvidence | None = None
 
     @property
     def kept(self) -> list[Image]:
@@ -122,6 +147,8 @@ _IMAGE = pa.struct(
         ("seed", pa.int64()),
         ("embedding", pa.list_(pa.float32())),
         ("similarity", pa.float64()),
+        ("nearest", pa.string()),
+        ("nearest_similarity", pa.float64()),
         ("cluster", pa.int32()),
         ("rejected", pa.string()),
     ]
@@ -148,6 +175,14 @@ SCREEN = pa.struct(
         ("nearest_threshold", pa.float64()),
     ]
 )
+_EXPAND = pa.struct(
+    [
+        ("wanted", pa.int32()),
+        ("drawn", pa.int32()),
+        ("threshold", pa.float64()),
+        ("unreached", pa.list_(pa.string())),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("identity_id", pa.string()),
@@ -157,9 +192,16 @@ SCHEMA = pa.schema(
         ("rejected", pa.string()),
         ("clean", _CLEAN),
         ("screen", SCREEN),
+        ("expand", _EXPAND),
         ("digest", pa.binary(32)),
     ]
 )
+_HEADS = ["identity_id", "index", "source", "rejected"]
+_EVIDENCE: dict[str, type] = {
+    "clean": CleanEvidence,
+    "screen": ScreenEvidence,
+    "expand": ExpandEvidence,
+}
 
 
 def _feed(digest: Any, value: Any) -> None:
@@ -205,8 +247,10 @@ def to_table(identities: Sequence[Identity]) -> pa.Table:
             "source": identity.source,
             "images": [vars(image) for image in identity.images],
             "rejected": identity.rejected,
-            "clean": asdict(identity.clean) if identity.clean else None,
-            "screen": asdict(identity.screen) if identity.screen else None,
+            **{
+                name: asdict(found) if (found := getattr(identity, name)) else None
+                for name in _EVIDENCE
+            },
             "digest": row_digest(identity),
         }
         for identity in identities
@@ -243,20 +287,13 @@ def from_table(table: pa.Table) -> list[Identity]:
             Image(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)
         ]
         counts = lists.value_lengths().to_pylist()
-        heads = batch.select(
-            ["identity_id", "index", "source", "rejected", "clean", "screen"]
-        ).to_pylist()
+        heads = batch.select([*_HEADS, *_EVIDENCE]).to_pylist()
         start = 0
         for head, count in zip(heads, counts, strict=True):
-            clean, screen = head.pop("clean"), head.pop("screen")
-            found.append(
-                Identity(
-                    **head,
-                    images=flat[start : start + count],
-                    clean=CleanEvidence(**clean) if clean else None,
-                    screen=ScreenEvidence(**screen) if screen else None,
-                )
-            )
+            evidence = {
+                name: kind(**head[name]) if head[name] else None for name, kind in _EVIDENCE.items()
+            }
+            found.append(Identity(**{**head, **evidence}, images=flat[start : start + count]))
             start += count
     return found
 
@@ -278,6 +315,16 @@ class Embedded:
     image_ids: list[str]
     image_rejected: list[str | None]
     embeddings: np.ndarray
+
+    @property
+    def person(self) -> np.ndarray:
+        """The embeddings that stand for the person, float32 (m, D): of kept images, or, where there
+        are none, the vector that images are to be made from."""
+        for wanted in (None, NO_PICTURE):
+            found = [i for i, reason in enumerate(self.image_rejected) if reason == wanted]
+            if found:
+                return self.embeddings[found]
+        return self.embeddings[:0]
 
 
 class FaceSet:
@@ -334,13 +381,13 @@ class FaceSet:
         where, _ = storage.filesystem(self.root)
         paths = [storage.filesystem(path)[1] for path in self.files()]
         data = pyarrow.dataset.dataset(paths, filesystem=where, format="parquet", schema=SCHEMA)
-        wanted = pyarrow.dataset.field("identity_id").isin(list(identity_ids))
+        wanted = pyarrow.dataset.field("identity_id").isin(pa.array(identity_ids, pa.string()))
         rows = {item.identity_id: item for item in from_table(data.to_table(filter=wanted))}
         return [rows[identity_id] for identity_id in identity_ids if identity_id in rows]
 
     def iter_embeddings(self, files: Iterable[str] | None = None) -> Iterator[Embedded]:
         """Embeddings without a byte of an image read."""
-        columns = ["identity_id", "index", "source", "rejected"] + [
+        columns = _HEADS + [
             f"images.list.element.{name}" for name in ("image_id", "embedding", "rejected")
         ]
         for batch in self._batches(files, columns, 256):
@@ -349,7 +396,7 @@ class FaceSet:
             ids = images.field("image_id").to_pylist()
             reasons = images.field("rejected").to_pylist()
             vectors = to_vectors(images.field("embedding"))
-            heads = batch.select(["identity_id", "index", "source", "rejected"]).to_pylist()
+            heads = batch.select(_HEADS).to_pylist()
             start = 0
             for head, count in zip(heads, lists.value_lengths().to_pylist(), strict=True):
                 has = [i for i in range(start, start + count) if vectors[i] is not None]

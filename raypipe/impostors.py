@@ -32,6 +32,7 @@ _NEAR_ONE = 0.999999  # cosines beyond it have no use for their Fisher's z
 _REACH = 0.01  # the law is trusted down to this many expected false matches among the comparisons
 _PEOPLE = 200  # templates compared at least
 _COMPARISONS = 3 * 10**7  # and at most as many more as make so many comparisons
+RATE = "screen.false_match_rate"
 _BLOCK = 2**24  # similarities in memory at once
 
 
@@ -84,7 +85,7 @@ class Impostors:
             top = np.partition(top, len(top) - self._room)[-self._room :]
         self._top = top
 
-    def threshold(self, what: str, remedy: str) -> float:
+    def threshold(self, what: str, remedy: str, key: str = RATE) -> float:
         """Cosine that a share `rate` of the comparisons reaches, to 6 decimals.
 
         Counted where at least 10 of the comparisons reach it; else extrapolated from the top 5 %
@@ -93,6 +94,7 @@ class Impostors:
         Args:
             what: what was compared, for the error.
             remedy: what would give more comparisons, for the error.
+            key: of the configuration, that holds the rate, for the error.
 
         Raises:
             UserError: where the comparisons are too few for the rate.
@@ -103,10 +105,11 @@ class Impostors:
             if self.pairs >= _TAIL_MIN:
                 unit_place = 10.0 ** np.floor(np.log10(_REACH / self.pairs))
                 lowest = np.ceil(_REACH / self.pairs / unit_place) * unit_place
-                hint = f"set screen.false_match_rate to {lowest:.1g} or more, or "
+                hint = f"set {key} to {lowest:.1g} or more, or "
             raise UserError(
-                f"screen: {what}: {self.pairs} comparisons of different people cannot resolve a "
-                f"false match rate of {self._rate:g}, which needs {least:.0f}; {hint}{remedy}"
+                f"{key.split('.')[0]}: {what}: {self.pairs} comparisons of different people cannot "
+                f"resolve a false match rate of {self._rate:g}, which needs {least:.0f}; "
+                f"{hint}{remedy}"
             )
         top = np.sort(self._top.astype(np.float64))[::-1]
         wanted = self._rate * self.pairs
@@ -184,9 +187,14 @@ def _sample(order: np.ndarray, compared_with: int) -> np.ndarray:
 
 
 def _finish(
-    impostors: Impostors, genuine: np.ndarray, same: set[tuple[int, int]], what: str, remedy: str
+    impostors: Impostors,
+    genuine: np.ndarray,
+    same: set[tuple[int, int]],
+    what: str,
+    remedy: str,
+    key: str = RATE,
 ) -> Calibration:
-    threshold = impostors.threshold(what, remedy)
+    threshold = impostors.threshold(what, remedy, key)
     return Calibration(
         threshold=threshold,
         pairs=impostors.pairs,
@@ -197,7 +205,7 @@ def _finish(
     )
 
 
-def calibrate_gallery(gallery: Gallery, rate: float) -> Calibration:
+def calibrate_gallery(gallery: Gallery, rate: float, key: str = RATE) -> Calibration:
     """The threshold between an identity's template and a gallery face.
 
     Impostor: the template of a gallery person and a face of another person. Genuine: a face and the
@@ -206,6 +214,7 @@ def calibrate_gallery(gallery: Gallery, rate: float) -> Calibration:
 
     Args:
         rate: share of comparisons of different people that may reach the threshold.
+        key: of the configuration, that holds the rate, for the error.
 
     Raises:
         UserError: where the gallery is too small for the rate.
@@ -238,6 +247,7 @@ def calibrate_gallery(gallery: Gallery, rate: float) -> Calibration:
         same,
         f"gallery {gallery.name!r} ({len(counts)} people, {len(faces)} faces)",
         "give a gallery with more faces",
+        key,
     )
 
 

@@ -40,20 +40,20 @@ def search_galleries(identities: Iterable[Embedded], galleries: Sequence[Gallery
     """Templates of identities and their nearest face in every gallery.
 
     Returns:
-        A row of `SEARCHED` for every identity that is not rejected and has a kept, embedded image;
-        `people`, `images` and `similarities` have one item a gallery.
+        A row of `SEARCHED` for every identity that is not rejected and has a kept, embedded image
+        or a vector; `people`, `images` and `similarities` have one item a gallery.
     """
     rows: list[dict[str, Any]] = []
     for item in identities:
-        kept = [i for i, reason in enumerate(item.image_rejected) if reason is None]
-        if item.rejected is None and kept:
+        vectors = item.person
+        if item.rejected is None and len(vectors):
             rows.append(
                 {
                     "identity_id": item.identity_id,
                     "index": item.index,
                     "source": item.source,
-                    "template": template(item.embeddings[kept]),
-                    "halves": halves(item.embeddings[kept]),
+                    "template": template(vectors),
+                    "halves": halves(vectors),
                     "people": [],
                     "images": [],
                     "similarities": [],

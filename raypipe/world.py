@@ -132,27 +132,6 @@ def make_base(
     }
 
 
-def make_new(config: SampleConfig, seed: int, root: str) -> None:
-    """Writes `root/new/NNNNNN/NNN.jpg`: `config.new` people who are not in the base set.
-
-    Args:
-        root: local folder.
-
-    Raises:
-        UserError: where the weights do not fit the generator.
-    """
-    network = DCGANGenerator()
-    load_into(network, weights_path(config))
-    network.eval()
-    for i in range(config.new):
-        number = config.identities + i  # people of the base set have the numbers before
-        planned = [_File(person=number, draw=k) for k in range(config.images)]
-        with _one_thread():
-            encoded = _images(network, config, seed, number, planned)
-        for k, data in enumerate(encoded):
-            _write(f"{root}/new/{i:06d}/{k:03d}.jpg", data)
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Rounding must not depend on the number of cores; small batches gain nothing by them."""

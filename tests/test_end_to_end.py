@@ -22,20 +22,22 @@ CONFIG = {
         "truncated": 0.01,
         "duplicates": 1,
         "leaks": 2,
-        "new": 3,
     },
-    "ingest": {
-        "sources": [
-            {"name": "base", "path": "{workspace}/sample/base"},
-            {"name": "new", "path": "{workspace}/sample/new"},
-        ]
-    },
+    "ingest": {"sources": [{"name": "base", "path": "{workspace}/sample/base"}]},
     "embed": {"pool": {"min": 2, "max": 2, "batch_size": 2}},
     "screen": {
         "false_match_rate": 1e-4,
         "galleries": [{"name": "orl", "path": "{workspace}/sample/gallery/orl"}],
     },
-    "assemble": {"min_images": 8, "images_per_identity": 12, "shard_size": 100},
+    "vectors": {"count": 4, "ceiling": 0.99},
+    "expand": {"images": 12, "attempts": 3, "false_match_rate": 0.05},
+    "assemble": {
+        "min_images": 8,
+        "images_per_identity": 12,
+        "shard_size": 100,
+        "phases": ["vec", "base"],
+        "replacement": None,
+    },
     "train": {
         "depth": "10",
         "width": 4,
@@ -48,6 +50,8 @@ CONFIG = {
     "evaluate": {"sets": [{"name": "ORL", "path": "{workspace}/sample/pairs.parquet"}]},
 }
 
+SETS = ("ingest", "embed", "clean", "vectors", "screen", "expand", "assemble/identities")
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
@@ -56,7 +60,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     (folder / "c.yaml").write_text(yaml.safe_dump({**CONFIG, "workspace": str(folder / "w")}))
     result = CliRunner().invoke(app, ["build", str(folder / "c.yaml")])
     assert result.exit_code == 0, result.output
-    assert "9 of 9 jobs run" in result.output
+    assert "11 of 11 jobs run" in result.output
     assert str(folder / "w/report/report.html") in result.output.replace("\n", "")
     return folder
 
@@ -95,13 +99,13 @@ def test_what_was_removed_is_what_was_planted(built: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_lost_on_the_way(built: Path) -> None:
-    for job in ("ingest", "embed", "clean", "screen", "assemble/identities"):
+    for job in SETS:
         counts = read_manifest(str(built / "w" / job)).counts
         for unit, read in (("identities", "total"), ("images", "read")):
             part = counts[unit]
             incoming = part[read] + part.get("made", 0)
             assert part["kept"] + sum(part["rejected"].values()) == incoming
-    source = rows(built, "ingest")
+    source = rows(built, "ingest") | rows(built, "vectors")
     for name, row in rows(built, "assemble/identities").items():
         kept = {image.image_id: image.data for image in row.images}
         assert all(kept[image.image_id] == image.data for image in source[name].images)
@@ -110,9 +114,9 @@ def test_nothing_is_lost_on_the_way(built: Path) -> None:
 @pytest.mark.slow
 def test_looking_and_running_again(built: Path) -> None:
     runner = CliRunner()
-    for job in ("ingest", "clean", "screen", "assemble/identities", "assemble", "train"):
+    for job in (*SETS, "assemble", "train"):
         assert runner.invoke(app, ["inspect", str(built / "w" / job)]).exit_code == 0
-    for job in ("ingest", "clean", "screen", "assemble/identities", "assemble"):
+    for job in (*SETS, "assemble"):
         result = runner.invoke(app, ["verify", str(built / "w" / job)])
         assert result.exit_code == 0, result.output
     again = runner.invoke(app, ["build", str(built / "c.yaml")])

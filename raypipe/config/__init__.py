@@ -11,7 +11,9 @@ from raypipe.config.assemble import AssembleConfig
 from raypipe.config.base import Settings
 from raypipe.config.clean import CleanConfig
 from raypipe.config.embed import EmbedConfig, EmbedderConfig
+from raypipe.config.estimator import EstimatorConfig
 from raypipe.config.evaluate import EvaluateConfig
+from raypipe.config.expand import ExpandConfig
 from raypipe.config.generator import GeneratorConfig
 from raypipe.config.ingest import IngestConfig
 from raypipe.config.report import ReportConfig
@@ -53,13 +55,15 @@ class Build(Settings):
     ingest: IngestConfig = Field(description="where the base set is")
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
+    vectors: VectorsConfig | None = Field(None, description="draw vectors of new people")
     screen: ScreenConfig = ScreenConfig()
-    vectors: VectorsConfig = VectorsConfig()
+    expand: ExpandConfig | None = Field(None, description="make images of new people")
     assemble: AssembleConfig = AssembleConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     generator: GeneratorConfig = GeneratorConfig()
+    estimator: EstimatorConfig = EstimatorConfig()
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

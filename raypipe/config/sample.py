@@ -4,6 +4,12 @@ from pydantic import Field, model_validator
 
 from raypipe.config.base import Settings
 
+# Settings of a world in which nothing is wrong.
+FAULTLESS = {
+    **dict.fromkeys(("strangers", "near_duplicates", "corrupt", "truncated"), 0.0),
+    **dict.fromkeys(("duplicates", "too_few", "leaks"), 0),
+}
+
 
 class SampleConfig(Settings):
     """A small world with known truth: a base set with planted faults, a gallery, pairs."""
@@ -26,12 +32,6 @@ class SampleConfig(Settings):
     too_few_images: int = Field(4, ge=1, description="images such an identity has")
     leaks: int = Field(
         3, ge=0, le=20, description="people of the gallery who stand in the base set too"
-    )
-    new: int = Field(
-        6,
-        ge=0,
-        description="generated people without fault in a folder of their own: the new identities "
-        "that stand in for lost ones",
     )
     weights: str | None = Field(
         None, description="DCGAN generator, safetensors; none: the one that ships with raypipe"

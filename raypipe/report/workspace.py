@@ -7,7 +7,11 @@ from raypipe.faceset import FaceSet
 from raypipe.manifest import Manifest, read_manifest
 
 # In the order of a build; the folder of a job has its name.
-JOBS = ("sample", "ingest", "embed", "clean", "screen", "assemble", "train", "evaluate")
+JOBS = (
+    *("sample", "ingest", "embed", "clean", "vectors", "screen", "expand"),
+    *("assemble", "train", "evaluate"),
+)
+OPTIONAL = frozenset({"sample", "vectors", "expand"})  # run where the configuration has their part
 
 
 class Workspace:

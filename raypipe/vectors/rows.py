@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from raypipe.faceset import Identity, Image, ScreenEvidence
+from raypipe.faceset import NO_PICTURE, Identity, Image, ScreenEvidence
 from raypipe.search import nearest
 from raypipe.templates import unit
 from raypipe.vectors.sampling import Sampled
 
 SOURCE = "vec"
 IMAGE = "vector"
-NO_PICTURE = "vectors:no_picture"
 
 
 def identity_id(index: int) -> str:
@@ -20,7 +19,7 @@ def identity_id(index: int) -> str:
 
 
 def identities(
-    found: Sampled, *, ceiling: float, seed: int, size: int
+    found: Sampled, *, ceiling: float, seed: int, before: int, size: int
 ) -> Iterator[tuple[int, list[Identity]]]:
     """Vectors as identities: each has one image, `vector`, without a picture.
 
@@ -29,6 +28,7 @@ def identities(
     Args:
         ceiling: that they were sampled under.
         seed: that they were sampled with.
+        before: identities of the set that they are added to; indexes go on from there.
         size: identities handed out at once.
 
     Yields:
@@ -46,7 +46,7 @@ def identities(
             [
                 Identity(
                     identity_id=identity_id(i),
-                    index=i,
+                    index=before + i,
                     source=SOURCE,
                     images=[
                         Image(

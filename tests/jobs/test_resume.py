@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from jobs.inspection import print_verification
-from raypipe.config.sample import SampleConfig
+from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.manifest import read_manifest
-from raypipe.world import make_new
+from raypipe.world import make_base
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated people, enough of them that a kill lands between two written files."""
     root = tmp_path_factory.mktemp("people")
-    make_new(SampleConfig(new=60, images=6), 0, str(root))
-    return root / "new"
+    make_base(SampleConfig(identities=60, images=6, **FAULTLESS), 0, str(root))
+    return root / "base"
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,6 @@ def test_the_world_is_whole(made) -> None:
         "base",
         "gallery",
         "manifest.json",
-        "new",
         "pairs.parquet",
         "run.json",
         "truth.json",

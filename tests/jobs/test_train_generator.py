@@ -15,7 +15,7 @@ from jobs import train_generator
 from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
-from raypipe.config.sample import SampleConfig
+from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.errors import UserError
 from raypipe.faceset import Identity, Image, write_rows
 from raypipe.images import decode
@@ -54,9 +54,7 @@ def configured(workspace, **changes):
 def people(tmp_path_factory):
     """Faces with random features: what a feature means does not matter here."""
     root = tmp_path_factory.mktemp("people")
-    settings = dict.fromkeys(("strangers", "near_duplicates", "corrupt", "truncated"), 0)
-    settings |= {"duplicates": 0, "too_few": 0, "leaks": 0, "new": 0}
-    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **settings), 0, str(root))
+    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **FAULTLESS), 0, str(root))
     rng = np.random.default_rng(0)
     return [
         Identity(

@@ -120,3 +120,10 @@ def test_manifest_round_trip_and_what_changed(tmp_path):
     assert manifest is not None and manifest.origin == before
     after = Origin(job="clean", settings={"a": {"b": 2}}, inputs={"ingest": "x"}, models={"w": "1"})
     assert after.changes(before) == ["settings.a.b 1 → 2", "models.w nothing → 1"]
+
+
+def test_nobody_asked_for_is_nobody_read(tmp_path):
+    row = Identity(identity_id="a", index=0, source="base", images=[])
+    write_rows(str(tmp_path), "0.parquet", [row])
+    assert FaceSet(str(tmp_path)).read([]) == []
+    assert [found.identity_id for found in FaceSet(str(tmp_path)).read(["b", "a"])] == ["a"]

@@ -1,0 +1,96 @@
+"""The actor that makes images of identities."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from raypipe import estimators, storage
+from raypipe.attributes import AttributeControl
+from raypipe.config.embed import EmbedderConfig
+from raypipe.config.expand import ExpandConfig
+from raypipe.embedders import open_embedder
+from raypipe.expansion import Expander
+from raypipe.faceset import Identity
+from raypipe.generator_losses import FaceFeatures
+from raypipe.models.vec2face import Vec2Face
+from raypipe.recheck import Others, Thresholds
+from raypipe.templates import load_gallery
+
+
+class ExpandActor:
+    """Expands the identities of some sources, and hands on the others as they are.
+
+    Args:
+        config: fields of an `ExpandConfig`.
+        embedder: fields of an `EmbedderConfig`.
+        weights: path of the generator, and its hex SHA-256.
+        others: path of the table of all identities: identity_id and template.
+        galleries: name and root of the embedded face set of each.
+        thresholds: fields of a `Thresholds`.
+        scale: unit of the noise on vectors.
+        seed: of the run.
+        threads: CPU threads of the process.
+        device: where the networks run; none: a GPU where this process sees one.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: dict[str, Any],
+        embedder: dict[str, Any],
+        weights: tuple[str, str],
+        others: str,
+        galleries: list[tuple[str, str]],
+        thresholds: dict[str, Any],
+        scale: float,
+        seed: int,
+        threads: int = 1,
+        device: str | None = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = ExpandConfig(**config)
+        path, digest = weights
+        network = Vec2Face.from_checkpoint(path).prepare(place)
+        opened = open_embedder(EmbedderConfig(**embedder), str(place))
+        attributes = None
+        if settings.attributes is not None:
+            attributes = AttributeControl(
+                settings.attributes,
+                network,
+                FaceFeatures(opened),
+                [estimators.load(goal, place) for goal in settings.attributes.goals],
+                spread=scale,
+            )
+        self._sources = set(settings.sources)
+        self._expander = Expander(
+            settings,
+            network,
+            weights=digest,
+            device=place,
+            embedder=opened,
+            others=_others(others, galleries, Thresholds(**thresholds)),
+            scale=scale,
+            seed=seed,
+            attributes=attributes,
+        )
+
+    def __call__(self, identities: list[Identity]) -> list[Identity]:
+        for identity in identities:
+            if identity.rejected is None and identity.source in self._sources:
+                self._expander.expand(identity)
+        return identities
+
+
+def _others(path: str, galleries: list[tuple[str, str]], thresholds: Thresholds) -> Others:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(path))).combine_chunks()
+    flat = table["template"].combine_chunks().flatten().to_numpy()
+    return Others(
+        table["identity_id"].to_pylist(),
+        np.reshape(flat, (len(table), -1)),
+        [load_gallery(name, root) for name, root in galleries],
+        thresholds,
+    )

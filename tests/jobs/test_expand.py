@@ -1,0 +1,148 @@
+"""From a cleaned set to images of new people, through Ray: vectors, screening, expansion."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import expand, screen, vectors
+from jobs.stage import totals
+from raypipe import storage
+from raypipe.config import Build, parse
+from raypipe.config.embed import EmbedderConfig
+from raypipe.config.sample import FAULTLESS, SampleConfig
+from raypipe.embedders import open_embedder
+from raypipe.errors import UserError
+from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.images import decode
+from raypipe.manifest import Manifest, Origin, read_started, summarise, write_manifest
+from raypipe.reasons import explain
+from raypipe.verifying import Verification
+from raypipe.world import make_base
+
+pytestmark = pytest.mark.slow
+
+PEOPLE, IMAGES, NEW, WANTED = 30, 4, 5, 6
+
+
+def build(workspace: Path, *overrides: str) -> Build:
+    values = {
+        "workspace": str(workspace),
+        "embedder": {"kind": "dlib"},
+        "ingest": {"sources": [{"name": "base", "path": str(workspace / "unused")}]},
+        "ray": {"rows_per_block": 4},
+        "vectors": {"count": NEW, "ceiling": 0.99},
+        "screen": {"false_match_rate": 1e-3},
+        "expand": {"images": WANTED, "attempts": 3, "false_match_rate": 0.05},
+    }
+    return parse(values, "test", list(overrides))
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A workspace up to `screen`: generated people, and vectors drawn after them."""
+    work = tmp_path_factory.mktemp("work")
+    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **FAULTLESS), 0, str(work))
+    embedder = open_embedder(EmbedderConfig(kind="dlib"), None)
+    rows = []
+    for index, folder in enumerate(sorted((work / "base").iterdir())):
+        files = sorted(folder.iterdir())
+        faces = np.stack([decode(file.read_bytes(), source=file.name) for file in files])
+        images = [
+            Image(image_id=file.name, data=file.read_bytes(), source="made", embedding=vector)
+            for file, vector in zip(files, embedder.embed(faces), strict=True)
+        ]
+        name = f"base/{folder.name}"
+        rows.append(Identity(identity_id=name, index=index, source="base", images=images))
+    clean = str(work / "clean")
+    write_rows(clean, "0.parquet", rows)
+    counts, digest = summarise(clean)
+    origin = Origin(job="clean", settings={}, inputs={}, models={})
+    write_manifest(
+        clean,
+        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
+    )
+    vectors.run(build(work))
+    screen.run(build(work))
+    return work
+
+
+def copied(work: Path, target: Path) -> Path:
+    for job in ("clean", "vectors", "screen"):
+        shutil.copytree(work / job, target / job)
+    return target
+
+
+@pytest.fixture(scope="module")
+def expanded(screened: Path) -> tuple[Path, Manifest]:
+    return screened, expand.run(build(screened))
+
+
+def test_vectors_are_screened_beside_the_set(screened: Path) -> None:
+    rows = list(FaceSet(str(screened / "screen")).iter_identities())
+    drawn = [row for row in rows if row.source == "vec"]
+    assert len(rows) == PEOPLE + NEW and len(drawn) == NEW
+    assert sorted(row.index for row in rows) == list(range(PEOPLE + NEW))
+    for row in drawn:
+        assert row.rejected is None
+        assert row.screen.nearest is not None
+        assert 0.8 < row.screen.nearest_similarity < 0.99
+
+
+def test_every_new_person_gets_images_that_passed(expanded: tuple[Path, Manifest]) -> None:
+    work, manifest = expanded
+    facts = storage.read_json(str(work / "expand/thresholds.json"))
+    own = facts["thresholds"]["own"]
+    before = {row.identity_id: row for row in FaceSet(str(work / "screen")).iter_identities()}
+    made = 0
+    for row in FaceSet(str(work / "expand")).iter_identities():
+        if row.source == "base":
+            assert row.expand is None
+            assert row.images[0].data == before[row.identity_id].images[0].data
+            continue
+        assert row.images[0].data == b"" and row.expand.threshold == own
+        assert row.expand.drawn == len(row.images) - 1 <= 3 * WANTED
+        assert len(row.kept) <= row.expand.wanted == WANTED
+        if len(row.kept) < WANTED:
+            assert row.expand.drawn > WANTED
+        for image in row.images[1:]:
+            assert (image.rejected is None) == (
+                image.similarity >= own
+                and image.nearest_similarity < facts["thresholds"]["other"]
+                and image.nearest_similarity < image.similarity
+            )
+            assert image.rejected is None or explain(image.rejected)
+            assert image.weights == manifest.origin.models["vec2face_small.safetensors"]
+        made += row.expand.drawn
+    assert manifest.counts["images"]["made"] == made
+    assert sum(manifest.counts["images"]["rejected"].values()) < NEW + made
+    assert Verification(str(work / "expand"), manifest).run() == []
+
+
+def test_more_actors_make_the_same_set(expanded: tuple[Path, Manifest], tmp_path: Path) -> None:
+    work, manifest = expanded
+    again = expand.run(
+        build(
+            copied(work, tmp_path),
+            "expand.pool={min: 3, max: 3, batch_size: 1, num_cpus: 0.5}",
+            "ray.rows_per_block=2",
+        )
+    )
+    assert again.content_digest == manifest.content_digest
+
+
+def test_what_cannot_be_measured_is_said_and_may_be_changed(
+    expanded: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    work = copied(expanded[0], tmp_path)
+    with pytest.raises(UserError, match=r"expand: .* set expand\.false_match_rate to"):
+        expand.run(build(work, "expand.false_match_rate=1e-9"))
+    assert read_started(str(work / "expand")) is None
+
+
+def test_without_its_part_of_the_configuration_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no part 'expand'"):
+        expand.run(build(tmp_path, "expand=null"))
+    with pytest.raises(UserError, match="no part 'vectors'"):
+        vectors.run(build(tmp_path, "vectors=null"))
