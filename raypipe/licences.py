@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raypipe.config import Build
+from raypipe.config.expand import ExpandConfig
 from raypipe.manifest import Manifest
 
 NOT_STATED = "not stated"
@@ -104,12 +105,33 @@ def uses(
         stated[f"{job}/embed"] = config.embedder.licence
         roles |= {f"{job}/ingest": "aligner", f"{job}/embed": "embedder"}
     for job, manifest in manifests.items():
-        found += [
-            weights_use(name, digest, roles.get(job, job), stated.get(job))
-            for name, digest in sorted(manifest.origin.models.items())
-        ]
-    found += [weights_use(name, digest, "generator") for name, digest in sorted(generators)]
+        for name, digest in sorted(manifest.origin.models.items()):
+            role, licence = roles.get(job, job), stated.get(job)
+            if job == "expand":
+                role, licence = _expansion(config, name)
+            found.append(weights_use(name, digest, role, licence))
+    listed = {use.digest for use in found}
+    found += [
+        weights_use(name, digest, "generator")
+        for name, digest in sorted(generators)
+        if digest not in listed
+    ]
     return list(dict.fromkeys(found))
+
+
+def generator_file(expand: ExpandConfig) -> str:
+    """Name of the weight file that the expansion job paints with."""
+    return (expand.weights or "vec2face_small.safetensors").rpartition("/")[2]
+
+
+def _expansion(config: Build, name: str) -> tuple[str, str | None]:
+    """What a weight file of the expansion job is for, and the licence that is stated."""
+    embedder, expand = config.embedder, config.expand
+    if name == (embedder.weights or "dlib_resnet_v1.safetensors").rpartition("/")[2]:
+        return "embedder", embedder.licence
+    if expand and name == generator_file(expand):
+        return "generator of new faces", expand.licence
+    return "estimator of attributes", None
 
 
 def _set(kind: Kind, name: str, role: str, stated: str | None) -> Use:

@@ -9,12 +9,13 @@ from raypipe import __version__, storage, training_set
 from raypipe.card import README, Column, SetFacts, Shard, card, table
 from raypipe.config import Build
 from raypipe.croissant import CROISSANT, croissant
+from raypipe.faceset import NO_PICTURE
 from raypipe.licences import uses
 from raypipe.manifest import Manifest, read_manifest
+from raypipe.new_people import in_short, new_people
 from raypipe.report.words import count
 
 _LEAKAGE = "leakage.json"  # of the screening job
-_JOBS = ("sample", "ingest", "embed", "clean", "screen")
 LICENCES = "licences.json"
 
 
@@ -22,7 +23,10 @@ def manifests(config: Build) -> dict[str, Manifest]:
     """Those of the finished jobs before assemble, by their folders in the workspace."""
     galleries = [f"screen/galleries/{gallery.name}" for gallery in config.screen.galleries]
     inner = [f"{gallery}/{job}" for gallery in galleries for job in ("ingest", "embed")]
-    names = [*_JOBS[:-1], *inner, _JOBS[-1]]
+    names = ["sample", "ingest", "embed", "clean"]
+    names += ["vectors"] if config.vectors else []
+    names += [*inner, "screen"]
+    names += ["expand"] if config.expand else []
     found = {name: read_manifest(storage.join(config.workspace, name)) for name in names}
     return {name: manifest for name, manifest in found.items() if manifest}
 
@@ -72,7 +76,8 @@ def _facts(
         about=f"A training set for face recognition: {made['images']:,} images of "
         f"{made['identities']:,} identities, {each} of each, in the order of training. Made by "
         f"raypipe {__version__} from {', '.join(sorted(made['sources']))}; "
-        f"{made['augmented']:,} of the images are augmentations of others.",
+        f"{made['augmented']:,} of the images are augmentations of others."
+        f"{in_short(config, made['sources'])}",
         identities=made["identities"],
         images=made["images"],
         fewest=each,
@@ -86,9 +91,10 @@ def _facts(
         ],
         provenance="\n".join(
             [
-                _sources(done.get("ingest"), made),
+                _sources(done, made),
                 _jobs(config, done, counts),
                 _screening(storage.join(config.workspace, "screen", _LEAKAGE)),
+                *new_people(config, done, generators),
                 f"### Digest\n\nContent digest of the set: `{digest}`\n",
             ]
         ),
@@ -105,16 +111,24 @@ def _shards(root: str, folder: str, files: Mapping[str, str]) -> list[Shard]:
     ]
 
 
-def _sources(ingest: Manifest | None, made: Mapping[str, Any]) -> str:
-    read = ingest.counts["sources"] if ingest else {}
+def _sources(done: Mapping[str, Manifest], made: Mapping[str, Any]) -> str:
+    read, drawn, screened, expanded = (
+        done[job].counts["sources"] if job in done else {}
+        for job in ("ingest", "vectors", "screen", "expand")
+    )
     rows = []
     for name, chosen in sorted(made["sources"].items()):
-        found = read.get(name)
-        people, images = (found["identities"], found["images"]) if found else (None, None)
-        numbers = (people, images, chosen["identities"], chosen["kept"], chosen["augmented"])
+        people, images, more = None, None, 0
+        if name in read:
+            people, images = read[name]["identities"], read[name]["images"]
+        elif name in drawn:
+            people, images = drawn[name]["identities"], 0
+        if name in expanded:
+            more = expanded[name]["images"] - screened[name]["images"]
+        numbers = (people, images, more, chosen["identities"], chosen["kept"], chosen["augmented"])
         rows.append((name, *("?" if number is None else f"{number:,}" for number in numbers)))
-    head = ("source", "identities read", "images read", "identities taken", "images taken",
-            "augmented")  # fmt: skip
+    head = ("source", "identities read or drawn", "images read", "images painted",
+            "identities taken", "images taken", "augmented")  # fmt: skip
     return f"### Sources\n\n{table(head, rows)}"
 
 
@@ -129,8 +143,14 @@ def _jobs(config: Build, done: Mapping[str, Manifest], counts: Mapping[str, Any]
             now = counts if name == "assemble" else done[name].counts
             for unit, earlier in before.items():
                 total = Counter(now[units[unit]]["rejected"])
+                if name == "vectors":  # a set of its own, which is screened along with the other
+                    total += earlier
                 new = sorted((total - earlier).items())
-                rejected += [f"{count(number, unit)} {reason}" for reason, number in new]
+                rejected += [
+                    f"{count(number, unit)} {reason}"
+                    for reason, number in new
+                    if reason != NO_PICTURE
+                ]
                 before[unit] = total
         rows.append((name, ", ".join(_settings(chosen)), ", ".join(rejected)))
     return (

@@ -6,6 +6,7 @@ from raypipe.report.page import render
 from raypipe.report.sections import (
     cleaning,
     curriculum,
+    expansion,
     leakage,
     provenance,
     similarity,
@@ -35,11 +36,13 @@ def document(root: str, config: ReportConfig) -> str:
     screened = leakage.scanned(workspace, config)
     # The leaked faces come first in the album: a large set must not crowd them out.
     leaks = leakage.section(workspace, config, album, screened)
+    expanded = expansion.section(workspace, album)
     sections = [
         summary.section(workspace, screened),
         cleaning.section(workspace, config, album),
         similarity.section(workspace),
         leaks,
+        *([expanded] if expanded else []),
         curriculum.section(workspace, album),
         training.section(workspace),
         verification.section(workspace),

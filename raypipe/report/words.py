@@ -14,9 +14,9 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def signed(value: float) -> str:
+def signed(value: float, digits: int = 2) -> str:
     """-0.123 → "−0.12", with a real minus sign."""
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:

@@ -73,6 +73,27 @@ def test_everything_that_was_used_is_listed_once():
     assert "source `new`, weights `vec2face`" in second
 
 
+def test_the_files_of_the_expansion_have_a_role_each():
+    expand = {"weights": "x/generator.pth", "licence": "ours"}
+    found = uses(
+        parse({**CONFIG, "expand": expand}, "test"),
+        {
+            "expand": manifest(
+                w600k_r50__onnx="2", generator__pth="3", face_attributes__safetensors="4"
+            )
+        },
+        [("vec2face", "3")],
+    )
+    assert [(use.name, use.role, use.licence) for use in found if use.kind == "weights"] == [
+        ("face_attributes.safetensors", "estimator of attributes", NOT_STATED),
+        ("generator.pth", "generator of new faces", "ours"),
+        ("w600k_r50.onnx", "embedder", "non-commercial research only (insightface's model packs)"),
+    ]
+    embedder = {**CONFIG["embedder"], "licence": "bought"}
+    stated = parse({**CONFIG, "embedder": embedder, "expand": expand}, "test")
+    assert uses(stated, {"expand": manifest(w600k_r50__onnx="2")})[-1].licence == "bought"
+
+
 @pytest.mark.parametrize(
     ("licence", "restricted"),
     [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypipe.config.report import ReportConfig
-from raypipe.faceset import FaceSet, Identity, Image
+from raypipe.faceset import NO_PICTURE, FaceSet, Identity, Image
 from raypipe.manifest import Manifest
 from raypipe.report.album import Album
 from raypipe.report.blocks import Badge, Block, Cell, Face, Meter, Section, Strip, Table, absent
@@ -76,7 +76,7 @@ def _rank(image: Image) -> tuple[float, str]:
     return -(image.similarity or 0.0), image.image_id
 
 
-def _spread(images: list[Image], number: int) -> list[Image]:
+def spread(images: list[Image], number: int) -> list[Image]:
     """At most `number` images, from the most to the least similar, evenly spread."""
     ordered = sorted(images, key=_rank)
     if len(ordered) <= number:
@@ -101,7 +101,7 @@ def strip(album: Album, identity: Identity) -> Strip:
     # One of each reason first, so that the cut at the end never hides a reason.
     first = {image.rejected: image for image in reversed(removed)}
     removed.sort(key=lambda image: image is not first[image.rejected])
-    shown_kept, shown_removed = _spread(kept, _KEPT), removed[:_REMOVED]
+    shown_kept, shown_removed = spread(kept, _KEPT), removed[:_REMOVED]
     note = f"{count(len(kept), 'image')} kept, {len(removed):,} removed."
     if identity.clean:
         sizes = ", ".join(str(number) for number in identity.clean.cluster_sizes[:6])
@@ -149,8 +149,16 @@ def _reasons(manifest: Manifest) -> Table:
     )
 
 
-def first_face(album: Album, identity: Identity, caption: tuple[str, ...]) -> Face:
-    """The kept face most similar to the identity's centre, or its first image."""
+def has_picture(identity: Identity) -> bool:
+    """Whether there is more of it than a vector."""
+    return any(image.rejected != NO_PICTURE for image in identity.images)
+
+
+def first_face(album: Album, identity: Identity, caption: tuple[str, ...]) -> Face | str:
+    """The kept face most similar to the identity's centre, or its first image; where there is a
+    vector without a picture alone, its name."""
+    if not has_picture(identity):
+        return f"{identity.identity_id}, a vector without a picture"
     best = min(identity.kept or identity.images, key=_rank)
     return album.face(best.data, alt=f"Face of identity {identity.identity_id}", caption=caption)
 

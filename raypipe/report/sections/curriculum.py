@@ -14,7 +14,8 @@ from raypipe.training_set import PARQUET
 
 ANCHOR, TITLE = "curriculum", "Training set and curriculum"
 _SHOWN = 22  # images of a phase
-_COLUMNS = ["image.bytes", "identity_id", "image_id", "source", "phase", "position", "parent"]
+_AUGMENT = "augment"  # the generator of what assemble adds
+_COLUMNS = ["image.bytes", "identity_id", "image_id", "source", "phase", "position", "generator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,10 @@ def phases(root: str) -> tuple[list[Phase], int]:
 
 
 def _face(album: Album, row: dict[str, Any]) -> Face:
-    made = row["parent"] is not None
-    alt = f"{'Augmented' if made else 'Original'} image of identity {row['identity_id']}"
-    caption = (row["identity_id"], "augmented" if made else "original")
+    made = row["generator"]
+    kind = "original" if made is None else "augmented" if made == _AUGMENT else f"by {made}"
+    alt = f"Image of identity {row['identity_id']}, {kind}"
+    caption = (row["identity_id"], kind)
     return album.face(row["image"]["bytes"], alt=alt, caption=caption)
 
 

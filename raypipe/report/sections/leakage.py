@@ -9,7 +9,6 @@ from raypipe.report.blocks import (
     Badge,
     Block,
     Cell,
-    Face,
     Meter,
     Section,
     Table,
@@ -17,7 +16,7 @@ from raypipe.report.blocks import (
     absent,
 )
 from raypipe.report.screened import Row, Screened, scan
-from raypipe.report.sections.cleaning import first_face
+from raypipe.report.sections.cleaning import first_face, has_picture
 from raypipe.report.words import count, percent
 from raypipe.report.workspace import Workspace
 
@@ -173,7 +172,7 @@ def _repeated(album: Album, rows: list[Row], people: dict[str, Identity], total:
             threshold=evidence.nearest_threshold or 0.0,
             tone="bad",
         )
-        face: Face = first_face(album, people[row.identity_id], (row.identity_id,))
+        face = first_face(album, people[row.identity_id], (row.identity_id,))
         cells.append((face, other, meter, Badge(text="refused", tone="bad")))
     shown = f"{len(rows)} of {total:,}" if total > len(rows) else f"{total:,}"
     return Table(
@@ -181,6 +180,15 @@ def _repeated(album: Album, rows: list[Row], people: dict[str, Identity], total:
         head=("Refused", "Admitted in its place", "Similarity", "Decision"),
         rows=tuple(cells),
     )
+
+
+def _made_since(workspace: Workspace, people: dict[str, Identity]) -> dict[str, Identity]:
+    """Those without a picture at the screening that have one now, as they are now."""
+    expanded = workspace.rows("expand")
+    blank = [name for name, person in people.items() if not has_picture(person)]
+    if expanded is None or not blank:
+        return {}
+    return {person.identity_id: person for person in expanded.read(blank) if person.kept}
 
 
 def section(
@@ -200,6 +208,7 @@ def section(
     wanted = {row.identity_id for row in shown}
     wanted |= {row.evidence.nearest for row in screened.repeated if row.evidence.nearest}
     people = {person.identity_id: person for person in face_set.read(sorted(wanted))}
+    people |= _made_since(workspace, people)
     galleries = _Galleries(workspace, shown)
     summary = workspace.json("screen", LEAKAGE)
     blocks: list[Block] = [verdict(screened), *warnings(workspace)]

@@ -6,9 +6,11 @@ from raypipe.licences import NOT_STATED, Use
 from raypipe.provenance import LICENCES
 from raypipe.report.blocks import Badge, Block, Cell, Section, Table
 from raypipe.report.words import short_digest, size
-from raypipe.report.workspace import JOBS, Workspace
+from raypipe.report.workspace import JOBS, OPTIONAL, Workspace
 
 ANCHOR, TITLE = "provenance", "Provenance"
+# Face sets; the last before assembly comes first.
+LATEST = ("expand", "screen", "clean", "embed", "ingest")
 
 
 def conserved(counts: dict[str, Any]) -> bool:
@@ -74,7 +76,8 @@ def _manifests(workspace: Workspace) -> Table:
     for job in JOBS:
         manifest = workspace.manifest(job)
         if manifest is None:
-            rows.append((job, "not run", "–", "–", "–", "–"))
+            if job not in OPTIONAL:
+                rows.append((job, "not run", "–", "–", "–", "–"))
             continue
         origin = manifest.origin
         inputs = ", ".join(f"{name} {short_digest(value)}" for name, value in origin.inputs.items())
@@ -97,7 +100,7 @@ def _manifests(workspace: Workspace) -> Table:
 
 
 def _sources(workspace: Workspace) -> Table | None:
-    job = next((j for j in ("screen", "clean", "embed", "ingest") if workspace.manifest(j)), None)
+    job = next((job for job in LATEST if workspace.manifest(job)), None)
     manifest = workspace.manifest(job) if job else None
     if manifest is None:
         return None
@@ -155,4 +158,6 @@ def section(workspace: Workspace) -> Section:
         " folder. The same configuration gives the same digests again. Look for a row that does not"
         " add up: it would mean that an image was lost without a reason."
     )
+    if workspace.manifest("vectors"):
+        lead += " A vector counts as an image that was made and rejected, for it has no picture."
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

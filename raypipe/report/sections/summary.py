@@ -1,37 +1,38 @@
 """The top of the report: what was kept, refused, made and reached."""
 
+from raypipe.faceset import NO_PICTURE
 from raypipe.report.blocks import Badge, Block, Cell, Section, Table, Tile, Tiles
 from raypipe.report.screened import Screened
-from raypipe.report.sections import leakage, timing, verification
-from raypipe.report.sections.provenance import conserved, is_face_set
+from raypipe.report.sections import expansion, leakage, timing, verification
+from raypipe.report.sections.provenance import LATEST, conserved, is_face_set
 from raypipe.report.words import count, duration, percent, short_reason
-from raypipe.report.workspace import JOBS, Workspace
+from raypipe.report.workspace import JOBS, OPTIONAL, Workspace
 
 ANCHOR, TITLE = "summary", "Summary"
 
 
 def _people(workspace: Workspace) -> list[Tile]:
     """Tiles of the last face set before assembly."""
-    job = next(
-        (job for job in ("screen", "clean", "embed", "ingest") if workspace.manifest(job)), None
-    )
+    job = next((job for job in LATEST if workspace.manifest(job)), None)
     manifest = workspace.manifest(job) if job else None
     if manifest is None:
         return []
     people, images = manifest.counts["identities"], manifest.counts["images"]
-    removed = sum(images["rejected"].values())
+    vectors = images["rejected"].get(NO_PICTURE, 0)  # nothing that anybody could look at
+    total = images["total"] - vectors
+    removed = sum(images["rejected"].values()) - vectors
+    read = "read or drawn" if workspace.manifest("vectors") else "read"
     refused = sum(people["rejected"].values())
     return [
         Tile(
             label="Identities kept",
             value=f"{people['kept']:,}",
-            detail=f"of {people['total']:,} read; {refused:,} refused",
+            detail=f"of {people['total']:,} {read}; {refused:,} refused",
         ),
         Tile(
             label="Images kept",
             value=f"{images['kept']:,}",
-            detail=f"of {images['total']:,}; {removed:,} removed"
-            f" ({percent(removed / max(images['total'], 1))})",
+            detail=f"of {total:,}; {removed:,} removed ({percent(removed / max(total, 1))})",
         ),
     ]
 
@@ -79,18 +80,19 @@ def _path(workspace: Workspace) -> Table:
             if reason.startswith(f"{job}:")
         }
         before = images["rejected"]
+        added = job == "vectors"  # beside the people of the set, and without a picture
         why = ", ".join(
             f"{number:,} {short_reason(reason)}"
             for reason, number in sorted(new.items(), key=lambda item: (-item[1], item[0]))
-            if number
+            if number and reason != NO_PICTURE
         )
         holds = conserved(manifest.counts)
         rows.append(
             (
-                job,
+                "vectors, added" if added else job,
                 f"{people['kept']:,}",
-                f"{images['kept']:,}",
-                f"{images['made']:,}" if images["made"] else "–",
+                "–" if added else f"{images['kept']:,}",
+                f"{images['made']:,}" if images["made"] and not added else "–",
                 why or "–",
                 Badge(text="adds up" if holds else "lost images", tone="good" if holds else "bad"),
             )
@@ -116,12 +118,13 @@ def section(workspace: Workspace, screened: Screened | None) -> Section:
     tiles = [
         *_people(workspace),
         *_leakage(screened),
+        *expansion.tiles(workspace),
         *_assembled(workspace),
         *verification.tiles(workspace),
     ]
     if seconds:
         tiles.append(Tile(label="Time", value=duration(seconds), detail="of all jobs together"))
-    missing = [job for job in JOBS if job != "sample" and not workspace.manifest(job)]
+    missing = [job for job in JOBS if job not in OPTIONAL and not workspace.manifest(job)]
     blocks: list[Block] = [leakage.verdict(screened), *leakage.warnings(workspace)]
     if tiles:
         blocks.append(Tiles(tiles=tuple(tiles)))

@@ -12,7 +12,9 @@ from jobs.stage import totals
 from raypipe import seeding, storage, verification
 from raypipe.cleaning.calibration import Calibration, histogram
 from raypipe.faceset import (
+    NO_PICTURE,
     CleanEvidence,
+    ExpandEvidence,
     FaceSet,
     Identity,
     Image,
@@ -25,6 +27,8 @@ from raypipe.impostors import Histogram
 from raypipe.manifest import Manifest, Origin, digest_of, summarise, write_manifest
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
+from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, SOMEBODY_ELSE
+from raypipe.report.sections.expansion import THRESHOLDS
 from raypipe.report.sections.leakage import LEAKAGE
 from raypipe.report.sections.similarity import CALIBRATION
 from raypipe.training_set import FLAT, PARQUET, shard_name, to_parquet
@@ -33,11 +37,16 @@ IMAGES = 14
 EVIL = '<script>alert("1")</script>&x'
 PEOPLE = ["000000", "000001", "000002", "000003", "000004", "000005", "000006", EVIL]
 
+VECTORS = 6
+WANTED, ATTEMPTS = 12, 3  # images of a vector
+OWN, OTHER = 0.6, 0.75  # cosines that decide about them
+
 
 class Painter:
     """Faces of people who do not exist."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)
         self.network = DCGANGenerator()
         load_into(self.network, shipped("dcgan_digiface.safetensors"))
         self.network.eval()
@@ -53,7 +62,16 @@ class Painter:
 
 
 def finish(
-    root: str, job: str, people: list[Identity], *, made: int = 0, inputs: dict | None = None
+    root: str,
+    job: str,
+    people: list[Identity],
+    *,
+    made: int = 0,
+    inputs: dict | None = None,
+    settings: dict | None = None,
+    models: dict | None = None,
+    drawn: dict | None = None,
+    extra: dict | None = None,
 ) -> None:
     """Writes rows, `run.json` and manifest as the stage runner does."""
     folder = storage.join(root, job)
@@ -80,13 +98,14 @@ def finish(
     )
     origin = Origin(
         job=job,
-        settings={"min_images": 10},
+        settings=settings or {"min_images": 10},
         inputs=inputs or {},
-        models={"dlib_resnet_v1.safetensors": digest_of("weights")},
+        models={"dlib_resnet_v1.safetensors": digest_of("weights"), **(models or {})},
     )
+    totalled = totals(counts, images_made=made) | ({"drawn": drawn} if drawn else {})
     write_manifest(
         folder,
-        Manifest(origin=origin, counts=totals(counts, images_made=made), content_digest=digest),
+        Manifest(origin=origin, counts=totalled, content_digest=digest, extra=extra or {}),
     )
 
 
@@ -150,14 +169,38 @@ def cleaned(people: list[Identity]) -> list[Identity]:
     return result
 
 
+def vectors() -> list[Identity]:
+    """Vectors of people, who have no picture yet."""
+    return [
+        Identity(
+            identity_id=f"vec/{i:07d}",
+            index=10 + i,
+            source="vec",
+            images=[
+                Image(
+                    image_id="vector",
+                    data=b"",
+                    source=f"candidate {i}",
+                    embedding=seeding.generator(5, f"{i}").standard_normal(16).astype(np.float32),
+                    rejected=NO_PICTURE,
+                )
+            ],
+        )
+        for i in range(VECTORS)
+    ]
+
+
 def screened(people: list[Identity]) -> list[Identity]:
-    """The clean set with the evidence of screening: one leaked, one not unique."""
+    """The set with the evidence of screening: one picture and one vector leaked, one of each is
+    not unique."""
     result = []
     for person in people:
         if person.rejected:
             result.append(person)
             continue
-        similarity = 0.81 if person.identity_id == EVIL else 0.2 + 0.03 * person.index
+        leaked = person.identity_id in (EVIL, "vec/0000004")
+        similar = person.identity_id in ("000003", "vec/0000005")
+        similarity = 0.81 if leaked else 0.2 + 0.03 * min(person.index, 6)
         evidence = ScreenEvidence(
             gallery="public",
             gallery_identity=f"person{person.index % 3}",
@@ -165,15 +208,65 @@ def screened(people: list[Identity]) -> list[Identity]:
             gallery_similarity=similarity,
             gallery_threshold=0.55,
             nearest="000000",
-            nearest_similarity=0.9 if person.identity_id == "000003" else 0.3,
+            nearest_similarity=0.9 if similar else 0.3,
             nearest_threshold=0.6,
         )
         rejected = None
-        if person.identity_id == EVIL:
+        if leaked:
             rejected = "screen:in_gallery"
-        elif person.identity_id == "000003":
+        elif similar:
             rejected = "screen:not_unique"
         result.append(replace(person, screen=evidence, rejected=rejected))
+    return result
+
+
+def draw(rng: np.random.Generator, own: float) -> tuple[float, float, str, str | None]:
+    """Similarity of an image to its vector, to the nearest other one, who that is, and whether it
+    is refused; about the own similarity that is asked for."""
+    mine, near = float(np.tanh(rng.normal(own, 0.25))), float(np.tanh(rng.normal(0.5, 0.15)))
+    who, reason = "000000", None
+    if rng.random() < 0.03:
+        near, who, reason = 0.8, "gallery public: person1", IN_GALLERY
+    elif near >= OTHER:
+        reason = SOMEBODY_ELSE
+    elif mine < OWN:
+        reason = NOT_THE_PERSON
+    return mine, near, who, reason
+
+
+def expanded(people: list[Identity], painter: Painter) -> list[Identity]:
+    """The screened set with images of the admitted vectors; one comes short."""
+    result = []
+    for person in people:
+        if person.source != "vec" or person.rejected:
+            result.append(person)
+            continue
+        rng = seeding.generator(9, person.identity_id)
+        short = person.identity_id == "vec/0000002"
+        pictures = painter.faces(person.identity_id, ATTEMPTS * WANTED)
+        made: list[Image] = []
+        missing = list(range(WANTED))
+        for attempt in range(ATTEMPTS):
+            for number in missing.copy():
+                similarity, near, who, reason = draw(rng, 0.75 if short else 1.1)
+                missing = [other for other in missing if other != number or reason]
+                made.append(
+                    Image(
+                        image_id=f"vec2face-{number:04d}" + (f".{attempt}" if attempt else ""),
+                        data=encode_jpeg(pictures[len(made)]),
+                        source="vec2face",
+                        parent="vector",
+                        generator="vec2face",
+                        weights=digest_of("generator"),
+                        embedding=rng.standard_normal(16).astype(np.float32),
+                        similarity=similarity,
+                        nearest=who,
+                        nearest_similarity=near,
+                        rejected=reason,
+                    )
+                )
+        evidence = ExpandEvidence(wanted=WANTED, drawn=len(made), threshold=OWN)
+        result.append(replace(person, images=[*person.images, *made], expand=evidence))
     return result
 
 
@@ -227,20 +320,21 @@ def calibrations(root: str, rate: float = 1e-5) -> None:
         )
         return found.to_json([])
 
-    nearest = Histogram().add(np.array([0.2 + 0.03 * i for i in range(6)] + [0.81]))
+    people = [0.2 + 0.03 * i for i in range(6)] + [0.38] * 5 + [0.81] * 2
+    nearest = Histogram().add(np.array(people))
     gallery_facts = {
         **measured(0.55),
         "people": 3,
         "faces": 6,
-        "compared": 7,
-        "refused": 1,
+        "compared": 13,
+        "refused": 2,
         "nearest": nearest.to_json(),
     }
     storage.write_json(
         storage.join(root, "screen", LEAKAGE),
         {
             "galleries": {"public": gallery_facts},
-            "unique": {**measured(0.6), "compared": 6, "refused": 1},
+            "unique": {**measured(0.6), "compared": 11, "refused": 2},
             "false_match_rate": rate,
             "warnings": ["gallery 'public': only 93% of its own faces are recognised"],
         },
@@ -258,15 +352,49 @@ def row_workspace(tmp_path_factory: pytest.TempPathFactory) -> str:
     clean = cleaned(people)
     finish(root, "clean", clean, inputs={"embed": digest_of(2)})
     finish(root, "screen/galleries/public/embed", gallery(painter))
-    finish(root, "screen", screened(clean), inputs={"clean": digest_of(3)})
+    new = vectors()
+    law = {"digest": digest_of("law"), "identities": 8, "components": 7, "spread": 1.0}
+    finish(
+        root,
+        "vectors",
+        new,
+        made=VECTORS,
+        inputs={"clean": digest_of(3)},
+        settings={"law": "components", "source": "clean", "ceiling": 0.4, "away_from_source": True},
+        drawn={"total": 9, "accepted": VECTORS, "refused": 3},
+        extra={"law": {**law, "note": "fitted on 8 identities with 16 dimensions"}},
+    )
+    screen = screened([*clean, *new])
+    finish(root, "screen", screen, inputs={"clean": digest_of(3), "vectors": digest_of(4)})
     calibrations(root)
+    people = expanded(screen, painter)
+    finish(
+        root,
+        "expand",
+        people,
+        made=sum(person.expand.drawn for person in people if person.expand),
+        inputs={"screen": digest_of(5)},
+        settings={"sources": ["vec"], "images": WANTED, "attempts": ATTEMPTS},
+        models={"vec2face_small.safetensors": digest_of("generator")},
+    )
+    storage.write_json(
+        storage.join(root, "expand", THRESHOLDS),
+        {
+            "thresholds": {"own": OWN, "other": OTHER, "galleries": {"public": 0.55}},
+            "scale": 1.0,
+            "false_match_rates": {"own": 1e-3, "other": 1e-5},
+            "recognised": 0.97,
+            "impostor_pairs": 4000,
+        },
+    )
     return root
 
 
 def assemble(root: str, people: list[Identity]) -> None:
     """Two Parquet shards in two phases, and the manifest."""
     rows = []
-    for phase, person in enumerate([people[0], people[1]]):
+    new = next(person for person in people if person.expand)
+    for phase, person in enumerate([new, people[1]]):
         for image in person.kept:
             rows.append(
                 {
@@ -275,18 +403,19 @@ def assemble(root: str, people: list[Identity]) -> None:
                     "label": phase,
                     "identity_id": person.identity_id,
                     "image_id": image.image_id,
-                    "source": ("new", "base")[phase],
+                    "source": person.source,
                     "phase": phase,
                     "position": len(rows),
                     "origin": image.source,
-                    "parent": "000.jpg" if len(rows) % 3 == 0 else None,
+                    "parent": image.parent or ("000.jpg" if len(rows) % 3 == 0 else None),
+                    "generator": image.generator or ("augment" if len(rows) % 3 == 0 else None),
                 }
             )
     for number, part in enumerate((rows[:16], rows[16:])):
         table = pa.Table.from_pylist(part, schema=FLAT)
         path = storage.join(root, "assemble", PARQUET, f"{shard_name(number)}.parquet")
         storage.write_bytes(path, to_parquet(table))
-    made = sum(row["parent"] is not None for row in rows)
+    made = sum(row["generator"] == "augment" for row in rows)
     counts = {
         "identities": {"total": 2, "kept": 2, "rejected": {}},
         "images": {
@@ -300,7 +429,7 @@ def assemble(root: str, people: list[Identity]) -> None:
         "bytes": 1,
         "training_set": {"images": len(rows), "identities": 2, "augmented": made},
     }
-    origin = Origin(job="assemble", settings={}, inputs={"screen": digest_of(4)}, models={})
+    origin = Origin(job="assemble", settings={}, inputs={"expand": digest_of(4)}, models={})
     manifest = Manifest(origin=origin, counts=counts, content_digest=digest_of(5))
     write_manifest(storage.join(root, "assemble"), manifest)
 
@@ -362,7 +491,7 @@ def finished_workspace(row_workspace: str, tmp_path_factory: pytest.TempPathFact
     """A workspace in which every job is finished."""
     root = str(tmp_path_factory.mktemp("finished") / "workspace")
     shutil.copytree(row_workspace, root)
-    assemble(root, list(FaceSet(storage.join(root, "screen")).iter_identities()))
+    assemble(root, list(FaceSet(storage.join(root, "expand")).iter_identities()))
     train(root)
     evaluate(root)
     return root

@@ -12,9 +12,9 @@ from raypipe.faceset import FaceSet, Identity, Image, ScreenEvidence, write_rows
 from raypipe.licences import NOT_STATED, Use
 from raypipe.provenance import LICENCES
 from raypipe.report.album import Album
-from raypipe.report.blocks import Badge, Meter, Strip, Table
+from raypipe.report.blocks import Badge, Meter, Strip, Table, Tiles
 from raypipe.report.screened import IN_GALLERY, scan
-from raypipe.report.sections import cleaning, leakage, provenance, similarity
+from raypipe.report.sections import cleaning, leakage, provenance, similarity, summary
 from raypipe.report.workspace import Workspace
 
 EVIL = '<script>alert("1")</script>&x'
@@ -88,28 +88,39 @@ def test_leakage_names_the_refused_and_the_closest_admitted(
     workspace, config = Workspace(row_workspace), ReportConfig()
     found = leakage.scanned(workspace, config)
     assert found is not None
-    assert [row.identity_id for row in found.refused] == [EVIL]
+    assert [row.identity_id for row in found.refused] == [EVIL, "vec/0000004"]
     assert [row.identity_id for row in found.closest] == [
+        *(f"vec/{i:07d}" for i in range(4)),
         "000005",
         "000004",
         "000002",
         "000001",
-        "000000",
     ]
-    assert (found.compared, found.admitted, found.above) == (7, 5, 0)
+    assert (found.compared, found.admitted, found.above) == (13, 9, 0)
     assert found.galleries == ["public"]
     section = leakage.section(workspace, config, album, found)
     pairs = tables(section.blocks)
-    person, face, meter, badge = pairs["Refused: in a public gallery (1)"].rows[0]
+    person, face, meter, badge = pairs["Refused: in a public gallery (2)"].rows[0]
     assert all(shown.src for shown in (person, face)), "both faces are shown"
     assert face.caption == ("person1", "1.png")  # type: ignore[union-attr]
     assert meter == Meter(value=0.81, threshold=0.55, tone="bad")
     assert badge == Badge(text="refused", tone="bad")
-    assert len(pairs["Refused for being too much like another identity (1)"].rows) == 1
+    assert len(pairs["Refused for being too much like another identity (2)"].rows) == 2
     verdict = leakage.verdict(found)
     assert verdict.tone == "good"
-    assert "None of the 5 admitted identities" in verdict.sentence
-    assert "0.350 against a threshold of 0.550" in verdict.sentence
+    assert "None of the 9 admitted identities" in verdict.sentence
+    assert "0.380 against a threshold of 0.550" in verdict.sentence
+
+
+def test_a_vector_is_named_until_there_is_a_picture_of_it(row_workspace: str, album: Album) -> None:
+    workspace, config = Workspace(row_workspace), ReportConfig()
+    section = leakage.section(workspace, config, album, leakage.scanned(workspace, config))
+    pairs = tables(section.blocks)
+    refused = pairs["Refused: in a public gallery (2)"].rows[1][0]
+    assert refused == "vec/0000004, a vector without a picture"
+    admitted = pairs["Admitted: the closest calls"].rows[0][0]
+    assert admitted.caption == ("vec/0000000",)  # type: ignore[union-attr]
+    assert admitted.src, "its best image by now"  # type: ignore[union-attr]
 
 
 def test_an_admitted_identity_above_the_threshold_is_called_leakage(tmp_path) -> None:
@@ -212,6 +223,26 @@ def test_sections_of_jobs_that_were_not_run_say_so(tmp_path, album: Album) -> No
     assert "has not been run" in cleaning.section(workspace, config, album).lead
     assert "has not been run" in leakage.section(workspace, config, album, None).lead
     assert not storage.exists(str(tmp_path / "screen"))
+    assert "Not run yet: ingest, embed, clean, screen, assemble, train, evaluate." in (
+        summary.section(workspace, None).lead
+    )
+    optional = {"sample", "vectors", "expand"}
+    listed = tables(provenance.section(workspace).blocks)["Manifests"]
+    assert not optional & {row[0] for row in listed.rows}
+
+
+def test_vectors_are_no_lost_images(row_workspace: str) -> None:
+    section = summary.section(Workspace(row_workspace), None)
+    path = {
+        row[0]: row for row in tables(section.blocks)["From the base set to the training set"].rows
+    }
+    assert path["vectors, added"][1:5] == ("6", "–", "–", "–")
+    counts = Workspace(row_workspace).manifests["expand"].counts["images"]
+    tile = next(block for block in section.blocks if isinstance(block, Tiles)).tiles[1]
+    seen = counts["total"] - 6
+    assert tile.value == f"{counts['kept']}"
+    assert tile.detail.startswith(f"of {seen}; {seen - counts['kept']} removed")
+    assert all(row[-1] == Badge(text="adds up", tone="good") for row in path.values())
 
 
 def test_licences_are_listed_and_what_nobody_stated_stands_out(tmp_path) -> None:
