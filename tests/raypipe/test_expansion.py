@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from raypipe import estimators
+from raypipe.attributes import AttributeControl
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.expand import ExpandConfig, PerturbationConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
 from raypipe.expansion import Expander, reference
 from raypipe.faceset import NO_PICTURE, Identity, Image, ScreenEvidence, row_digest
+from raypipe.generator_losses import FaceFeatures
 from raypipe.images import decode, encode_jpeg
 from raypipe.models.dcgan import DCGANGenerator
 from raypipe.models.loading import load_into, shipped
@@ -47,8 +50,15 @@ def embedder():
 def expander(network, embedder):
     def make(thresholds: Thresholds = LOOSE, seed: int = 3, **settings) -> Expander:
         company = Others(["vec/0"], VECTOR[None], [], thresholds)
+        config = ExpandConfig(**{"images": 4, **settings})
+        control = None
+        if config.attributes:
+            estimator = estimators.load(config.attributes.goals[0], "cpu")
+            control = AttributeControl(
+                config.attributes, network, FaceFeatures(embedder), [estimator], spread=0.04
+            )
         return Expander(
-            ExpandConfig(**{"images": 4, **settings}),
+            config,
             network,
             weights="0f" * 32,
             device=torch.device("cpu"),
@@ -56,6 +66,7 @@ def expander(network, embedder):
             others=company,
             scale=0.04,
             seed=seed,
+            attributes=control,
         )
 
     return make
@@ -125,6 +136,18 @@ def test_directed_images_stay_on_their_side_of_the_bisector(expander) -> None:
     cosines = vectors @ VECTOR / np.linalg.norm(vectors, axis=1) / np.linalg.norm(VECTOR)
     assert cosines.min() >= np.sqrt(1.98 / 2)
     assert cosines.max() - cosines.min() > 0.003
+
+
+def test_images_that_do_not_show_what_was_asked_for_are_named(expander) -> None:
+    goal = {"name": "quality", "estimator": "raypipe.estimators:face_quality", "goal": "at_least"}
+    unreached = {}
+    for value in (-100.0, 100.0):
+        attributes = {"goals": [goal | {"value": value, "tolerance": 1}], "steps": 2}
+        identity = person()
+        expander(images=2, attributes=attributes | {"identity_distance": 2.0}).expand(identity)
+        unreached[value] = identity.expand.unreached
+        assert len(identity.kept) == 2
+    assert unreached == {-100.0: [], 100.0: ["vec2face-0000", "vec2face-0001"]}
 
 
 def test_what_cannot_be_expanded_says_why(expander, network, embedder) -> None:
