@@ -30,7 +30,13 @@ def manifest(**models: str) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("name", "licence"), [("dlib_resnet_v1", "CC0-1.0"), ("dcgan_digiface", "MIT")]
+    ("name", "licence"),
+    [
+        ("dlib_resnet_v1", "CC0-1.0"),
+        ("dcgan_digiface", "MIT"),
+        ("vec2face_small", "MIT"),
+        ("face_attributes", "Apache-2.0"),
+    ],
 )
 def test_shipped_weights_are_known_by_their_bytes(name, licence):
     with open(shipped(f"{name}.safetensors"), "rb") as stream:
