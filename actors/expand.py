@@ -31,6 +31,7 @@ class ExpandActor:
         galleries: name and root of the embedded face set of each.
         thresholds: fields of a `Thresholds`.
         scale: unit of the noise on vectors.
+        centre: mean of the set's class means, D numbers: what features of all people share.
         seed: of the run.
         threads: CPU threads of the process.
         device: where the networks run; none: a GPU where this process sees one.
@@ -46,6 +47,7 @@ class ExpandActor:
         galleries: list[tuple[str, str]],
         thresholds: dict[str, Any],
         scale: float,
+        centre: list[float],
         seed: int,
         threads: int = 1,
         device: str | None = None,
@@ -64,6 +66,7 @@ class ExpandActor:
                 FaceFeatures(opened),
                 [estimators.load(goal, place) for goal in settings.attributes.goals],
                 spread=scale,
+                centre=torch.tensor(centre, device=place),
             )
         self._sources = set(settings.sources)
         self._expander = Expander(

@@ -83,6 +83,7 @@ def run(config: Build) -> Manifest:
             ],
             "thresholds": measured["thresholds"],
             "scale": measured["scale"],
+            "centre": measured["centre"],
             "seed": config.seed,
             "threads": max(1, int(expand.pool.num_cpus)),
         },
@@ -111,9 +112,7 @@ def _measure(config: Build, source: str, root: str) -> None:
         config.expand.false_match_rate,
         config.screen.false_match_rate,
     )
-    scale = config.expand.perturbation.scale
-    if scale is None:
-        scale = fit(class_means(face_set), source).spread
+    law = fit(class_means(face_set), source)
     rows = [
         (item.identity_id, template(vectors))
         for item in face_set.iter_embeddings()
@@ -139,7 +138,8 @@ def _measure(config: Build, source: str, root: str) -> None:
         storage.join(root, THRESHOLDS),
         {
             "thresholds": thresholds,
-            "scale": scale,
+            "scale": config.expand.perturbation.scale or law.spread,
+            "centre": law.mean.tolist(),
             "false_match_rates": {
                 "own": config.expand.false_match_rate,
                 "other": config.screen.false_match_rate,

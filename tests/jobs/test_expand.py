@@ -132,6 +132,19 @@ def test_more_actors_make_the_same_set(expanded: tuple[Path, Manifest], tmp_path
     assert again.content_digest == manifest.content_digest
 
 
+def test_images_that_do_not_get_where_they_should_are_named(
+    expanded: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    goal = "{name: quality, estimator: 'raypipe.estimators:face_quality', goal: at_least,"
+    attributes = f"expand.attributes={{goals: [{goal} value: 50, tolerance: 1}}], steps: 1}}"
+    config = build(copied(expanded[0], tmp_path), attributes, "expand.images=2")
+    manifest = expand.run(config)
+    assert "face_attributes.safetensors" in manifest.origin.models
+    for row in FaceSet(str(tmp_path / "expand")).iter_identities():
+        if row.source == "vec":
+            assert row.expand.unreached == [image.image_id for image in row.images[1:]]
+
+
 def test_what_cannot_be_measured_is_said_and_may_be_changed(
     expanded: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
