@@ -12,7 +12,7 @@ from jobs import train_estimator
 from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
-from raypipe.config.sample import SampleConfig
+from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.errors import UserError
 from raypipe.faceset import Identity, Image, write_rows
 from raypipe.models.face_attributes import FaceAttributes
@@ -36,9 +36,7 @@ def configured(workspace, **changes):
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
     root = tmp_path_factory.mktemp("people")
-    settings = dict.fromkeys(("strangers", "near_duplicates", "corrupt", "truncated"), 0)
-    settings |= {"duplicates": 0, "too_few": 0, "leaks": 0, "new": 0}
-    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **settings), 0, str(root))
+    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **FAULTLESS), 0, str(root))
     return [
         Identity(
             identity_id=f"base/{folder.name}",
