@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(undisturbed, people, tmp_path)
 def test_two_workers_with_discriminator_and_accumulation(people, tmp_path):
     make_set(tmp_path, people)
     changes = {"num_workers": 2, "cpus_per_worker": 0.5, "accumulate": 2, "batch_size": 4}
-    changes |= {"epochs": 1, "warmup_epochs": 0, "gan_from": 0, "precision": "bf16"}
+    changes |= {"epochs": 1, "warmup_epochs": 0, "gan_from": 0}
     changes |= {"base_lr": 2e-4}
     manifest = train_generator.run(configured(tmp_path, **changes))
     history = storage.read_json(str(tmp_path / "generator/history.json"))["periods"]
