@@ -7,6 +7,7 @@ Layout of a set: `manifest.json` (see `raypipe.manifest`), `run.json`, `rows/*.p
 """
 
 import hashlib
+import itertools
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -110,6 +111,52 @@ class ExpandEvidence:
 
 
 @dataclass(kw_only=True)
+class Try:
+    """A picture that was drawn for a reference, as the gates of the seed job measured it.
+
+    Attributes:
+        faces: that were found.
+        size: shorter side of the face's box, in pixels of the picture; None, as all that follow,
+            where there is no single face to measure.
+        sharpness: as `raypipe.gates` measures it.
+        yaw: degrees.
+        pitch: degrees.
+        flatness: likeness to a drawing, as `raypipe.gates` measures it.
+        rejected: None where it passed, else "seed:reason".
+    """
+
+    faces: int
+    size: float | None = None
+    sharpness: float | None = None
+    yaw: float | None = None
+    pitch: float | None = None
+    flatness: float | None = None
+    rejected: str | None = None
+
+
+@dataclass(kw_only=True)
+class SeedEvidence:
+    """How the seed job drew the identity's reference picture.
+
+    Attributes:
+        prompt: text that every picture is drawn from.
+        negative: text of what no picture is to show.
+        attributes: name to value, drawn from the grammar.
+        tries: in the order in which they were drawn.
+    """
+
+    prompt: str
+    negative: str
+    attributes: dict[str, str]
+    tries: list[Try] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Parquet hands out a map as pairs, and a struct as a dictionary.
+        self.attributes = dict(self.attributes)
+        self.tries = [found if isinstance(found, Try) else Try(**found) for found in self.tries]
+
+
+@dataclass(kw_only=True)
 class Identity:
     """One person and all images of that person.
 
@@ -125,6 +172,7 @@ class Identity:
     source: str
     images: list[Image]
     rejected: str | None = None
+    seed: SeedEvidence | None = None
     clean: CleanEvidence | None = None
     screen: ScreenEvidence | None = None
     expand: ExpandEvidence | None = None
@@ -151,6 +199,29 @@ _IMAGE = pa.struct(
         ("nearest_similarity", pa.float64()),
         ("cluster", pa.int32()),
         ("rejected", pa.string()),
+    ]
+)
+_SEED = pa.struct(
+    [
+        ("prompt", pa.string()),
+        ("negative", pa.string()),
+        ("attributes", pa.map_(pa.string(), pa.string())),
+        (
+            "tries",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("faces", pa.int32()),
+                        ("size", pa.float64()),
+                        ("sharpness", pa.float64()),
+                        ("yaw", pa.float64()),
+                        ("pitch", pa.float64()),
+                        ("flatness", pa.float64()),
+                        ("rejected", pa.string()),
+                    ]
+                )
+            ),
+        ),
     ]
 )
 _CLEAN = pa.struct(
@@ -190,6 +261,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("images", pa.list_(_IMAGE)),
         ("rejected", pa.string()),
+        ("seed", _SEED),
         ("clean", _CLEAN),
         ("screen", SCREEN),
         ("expand", _EXPAND),
@@ -198,6 +270,7 @@ SCHEMA = pa.schema(
 )
 _HEADS = ["identity_id", "index", "source", "rejected"]
 _EVIDENCE: dict[str, type] = {
+    "seed": SeedEvidence,
     "clean": CleanEvidence,
     "screen": ScreenEvidence,
     "expand": ExpandEvidence,
@@ -222,6 +295,8 @@ def _feed(digest: Any, value: Any) -> None:
         case np.ndarray():
             digest.update(b"a" + struct.pack("<q", value.size))
             digest.update(np.ascontiguousarray(value, dtype="<f4").tobytes())
+        case dict():
+            _feed(digest, [item for pair in value.items() for item in pair])
         case list():
             digest.update(b"l" + struct.pack("<q", len(value)))
             for item in value:
@@ -417,3 +492,12 @@ def write_rows(root: str, name: str, identities: Sequence[Identity]) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(to_table(identities), buffer)
     storage.write_bytes(storage.join(root, ROWS, name), buffer.getvalue().to_pybytes())
+
+
+def write_files(root: str, identities: Iterable[Identity], name: str, size: int = 256) -> None:
+    """Writes the files `name`-000000.parquet and so on of a set, `size` rows each."""
+    rows = iter(identities)
+    for number in itertools.count():
+        if not (part := list(itertools.islice(rows, size))):
+            return
+        write_rows(root, f"{name}-{number:06d}.parquet", part)
