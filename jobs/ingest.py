@@ -22,6 +22,7 @@ from jobs.cluster import connect
 from jobs.progress import console
 from jobs.stage import Step, explain, run_stage, totals
 from raypipe import storage
+from raypipe.aligners import weights_files
 from raypipe.config import Build
 from raypipe.config.align import AlignerConfig
 from raypipe.config.ingest import SourceConfig
@@ -90,7 +91,7 @@ def ingest_sources(
             "aligner": aligner.model_dump(exclude={"weights"}) if aligner else None,
         },
         inputs={"files": fingerprint},
-        models=_networks(aligner),
+        models=weights_files(aligner) if aligner else [],
     )
 
 
@@ -190,15 +191,6 @@ def _on_workers(config: Build, job: str) -> Callable[[Callable, Iterable], Itera
 
 def _apply(function: Callable, part: Any) -> Any:
     return function(part)
-
-
-def _networks(aligner: AlignerConfig | None) -> list[str]:
-    """Weight files of an aligner: one, or every network of a model pack's folder."""
-    if aligner is None or aligner.weights is None:
-        return []
-    if aligner.weights.endswith(".onnx"):
-        return [aligner.weights]
-    return [e.path for e in storage.listdir(aligner.weights) if e.name.endswith(".onnx")]
 
 
 def _origin(job: str, inputs: dict[str, str]) -> Origin:

@@ -11,6 +11,7 @@ import numpy as np
 from raypipe import storage
 from raypipe.config.align import AlignerConfig
 from raypipe.errors import UserError
+from raypipe.pose import DLIB_HEAD, SCRFD_HEAD
 
 SIZE = 112  # side of a crop in pixels
 
@@ -36,7 +37,7 @@ _DLIB_LONGEST = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedFace:
-    """The largest face of a photograph.
+    """A face of a photograph.
 
     Attributes:
         crop: uint8 (112, 112, 3), RGB, warped onto the ArcFace template; black where the photograph
@@ -45,21 +46,27 @@ class AlignedFace:
         points: float32 (5, 2): x, y in pixels of the photograph. SCRFD: eyes, nose tip, corners of
             the mouth; dlib: two corners of the right and of the left eye as the viewer sees them,
             nose base.
+        head: float64 (5, 3): the same points on an average head, for `raypipe.pose`.
         score: the detector's own score; dlib from 0, SCRFD in [0, 1].
     """
 
     crop: np.ndarray
     box: np.ndarray
     points: np.ndarray
+    head: np.ndarray
     score: float
 
 
 class Aligner(Protocol):
-    """Finds and crops the largest face."""
+    """Finds and crops faces."""
+
+    def find(self, rgb: np.ndarray) -> list[AlignedFace]:
+        """All faces of a photograph, uint8 (height, width, 3) RGB, the largest box first."""
+        ...
 
     def align(self, rgb: np.ndarray) -> AlignedFace | None:
         """The largest face of a photograph, uint8 (height, width, 3) RGB, or None."""
-        ...
+        return next(iter(self.find(rgb)), None)
 
 
 def warp_to_template(rgb: np.ndarray, points: np.ndarray, template: np.ndarray) -> np.ndarray:
@@ -83,15 +90,16 @@ def warp_to_template(rgb: np.ndarray, points: np.ndarray, template: np.ndarray) 
     return cv2.warpAffine(rgb, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
 
 
-def _largest(boxes: np.ndarray) -> int:
-    """Index of the box (left, top, right, bottom) with the largest area."""
-    return int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
+def _largest_first(boxes: np.ndarray) -> list[int]:
+    """Indices of boxes (left, top, right, bottom) by their area."""
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.argsort(-areas, kind="stable").tolist()
 
 
-class DlibAligner:
+class DlibAligner(Aligner):
     """dlib's HOG face detector and 5-point shape predictor (package face_recognition_models)."""
 
-    def __init__(self, upsample: int, min_score: float) -> None:
+    def __init__(self, upsample: int, margin: float, min_score: float) -> None:
         try:
             import dlib
         except ImportError as error:
@@ -107,33 +115,57 @@ class DlibAligner:
         self._detector: Any = dlib.get_frontal_face_detector()
         self._landmarks: Any = dlib.shape_predictor(predictor)
         self._upsample = upsample
+        self._margin = margin
         self._min_score = min_score
 
-    def align(self, rgb: np.ndarray) -> AlignedFace | None:
-        """The largest face of a photograph, uint8 (height, width, 3) RGB, or None."""
+    def find(self, rgb: np.ndarray) -> list[AlignedFace]:
+        """All faces of a photograph, uint8 (height, width, 3) RGB, the largest box first."""
         import cv2
 
-        height, width = rgb.shape[:2]
+        margin = round(self._margin * max(rgb.shape[:2]))
+        padded = np.pad(rgb, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+        height, width = padded.shape[:2]
         scale = min(1.0, _DLIB_LONGEST / max(height, width)) * 2**self._upsample
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        scaled = cv2.resize(rgb, size, interpolation=method)
+        scaled = cv2.resize(padded, size, interpolation=method)
         rectangles, scores, _ = self._detector.run(scaled, 0, self._min_score)
         if not rectangles:
-            return None
-        boxes = np.array([[r.left(), r.top(), r.right() + 1, r.bottom() + 1] for r in rectangles])
-        best = _largest(boxes)
-        shape = self._landmarks(scaled, rectangles[best])
-        points = np.array([[p.x, p.y] for p in shape.parts()], dtype=np.float64)
+            return []
         per_axis = np.array([width / size[0], height / size[1]])
-        points = (points + 0.5) * per_axis - 0.5  # resize keeps pixel areas, not pixel centres
-        eyes_and_nose = np.stack([points[2:4].mean(0), points[0:2].mean(0), points[4]])
-        return AlignedFace(
-            crop=warp_to_template(rgb, eyes_and_nose, _DLIB_TEMPLATE),
-            box=(boxes[best] * np.tile(per_axis, 2)).astype(np.float32),
-            points=points.astype(np.float32),
-            score=float(scores[best]),
-        )
+        boxes = np.array([[r.left(), r.top(), r.right() + 1, r.bottom() + 1] for r in rectangles])
+        boxes = boxes * np.tile(per_axis, 2) - margin
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = ((centres >= 0) & (centres <= rgb.shape[1::-1])).all(axis=1)
+        faces = []
+        for k in _largest_first(boxes):
+            if not inside[k]:  # a face in what was repeated
+                continue
+            shape = self._landmarks(scaled, rectangles[k])
+            points = np.array([[p.x, p.y] for p in shape.parts()], dtype=np.float64)
+            # resize keeps pixel areas, not pixel centres
+            points = (points + 0.5) * per_axis - 0.5 - margin
+            eyes_and_nose = np.stack([points[2:4].mean(0), points[0:2].mean(0), points[4]])
+            faces.append(
+                AlignedFace(
+                    crop=warp_to_template(rgb, eyes_and_nose, _DLIB_TEMPLATE),
+                    box=boxes[k].astype(np.float32),
+                    points=points.astype(np.float32),
+                    head=DLIB_HEAD,
+                    score=float(scores[k]),
+                )
+            )
+        return faces
+
+
+def weights_files(config: AlignerConfig) -> list[str]:
+    """Weight files of an aligner: one, every network of a model pack's folder, or none of dlib's,
+    which come with a package."""
+    if config.weights is None:
+        return []
+    if config.weights.endswith(".onnx"):
+        return [config.weights]
+    return [e.path for e in storage.listdir(config.weights) if e.name.endswith(".onnx")]
 
 
 def _detector_file(path: str) -> str:
@@ -155,7 +187,7 @@ def _detector_file(path: str) -> str:
     return found[0]
 
 
-class ScrfdAligner:
+class ScrfdAligner(Aligner):
     """SCRFD (Guo et al. 2021) from an insightface model pack, through insightface's own class."""
 
     def __init__(
@@ -182,21 +214,22 @@ class ScrfdAligner:
         self._input_size = (input_size, input_size)
         self._min_score = min_score
 
-    def align(self, rgb: np.ndarray) -> AlignedFace | None:
-        """The largest face of a photograph, uint8 (height, width, 3) RGB, or None."""
+    def find(self, rgb: np.ndarray) -> list[AlignedFace]:
+        """All faces of a photograph, uint8 (height, width, 3) RGB, the largest box first."""
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         found, points = self._detector.detect(
             bgr, input_size=self._input_size, det_thresh=self._min_score
         )
-        if not len(found):
-            return None
-        best = _largest(found[:, :4])
-        return AlignedFace(
-            crop=warp_to_template(rgb, points[best], ARCFACE_TEMPLATE),
-            box=found[best, :4],
-            points=points[best],
-            score=float(found[best, 4]),
-        )
+        return [
+            AlignedFace(
+                crop=warp_to_template(rgb, points[k], ARCFACE_TEMPLATE),
+                box=found[k, :4],
+                points=points[k],
+                head=SCRFD_HEAD,
+                score=float(found[k, 4]),
+            )
+            for k in _largest_first(found)
+        ]
 
 
 def open_aligner(config: AlignerConfig, device: str | None = None, threads: int = 1) -> Aligner:
@@ -211,7 +244,8 @@ def open_aligner(config: AlignerConfig, device: str | None = None, threads: int 
         UserError: where a package or the weights are missing, or the weights are no such detector.
     """
     if config.kind == "dlib":
-        return DlibAligner(config.upsample, 0.0 if config.min_score is None else config.min_score)
+        min_score = 0.0 if config.min_score is None else config.min_score
+        return DlibAligner(config.upsample, config.margin, min_score)
     assert config.weights is not None  # the configuration checks it
     min_score = 0.5 if config.min_score is None else config.min_score
     return ScrfdAligner(config.weights, config.input_size, min_score, device, threads)

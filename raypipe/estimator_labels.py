@@ -1,10 +1,9 @@
 """What dlib says of a face: how clearly one is there, and where it looks.
 
-The detector's score is the quality. Yaw and pitch are those of an average head whose corners of the
-eyes and base of the nose lie nearest to the five landmarks under scaled orthographic projection
-(Dementhon and Davis 1995). The more accurate 68 landmarks are not used: their predictor was trained
-on iBUG 300-W, whose licence excludes commercial use (github.com/davisking/dlib-models, README),
-while that of the five is in the public domain.
+The detector's score is the quality. Yaw and pitch come from the five landmarks (`raypipe.pose`).
+The more accurate 68 landmarks are not used: their predictor was trained on iBUG 300-W, whose
+licence excludes commercial use (github.com/davisking/dlib-models, README), while that of the five
+is in the public domain.
 """
 
 import os
@@ -13,24 +12,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
-from scipy.spatial.transform import Rotation
 
 from raypipe.errors import UserError
+from raypipe.pose import DLIB_HEAD as _HEAD
+from raypipe.pose import pose
 
 NO_FACE = -1.0  # the detector looks for nothing that scores less
-# Vertices 263, 362, 33, 133 and 2 of MediaPipe's canonical face model (Apache-2.0,
-# github.com/google-ai-edge/mediapipe, modules/face_geometry/data/canonical_face_model.obj) in cm: x
-# to the right as the viewer sees it, y up, z to the viewer. In the order of dlib's five points.
-_HEAD = np.array(
-    [
-        [4.445859, 2.663991, 3.173422],
-        [1.856432, 2.585245, 3.757904],
-        [-4.445859, 2.663991, 3.173422],
-        [-1.856432, 2.585245, 3.757904],
-        [0.0, -2.089024, 6.058267],
-    ]
-)
 _MARGIN = 28  # pixels of a crop that are repeated around it: the detector wants room
 # Landmarks move with the detector's box, so they are averaged over boxes that are shifted and
 # grown by these shares of its width.
@@ -106,26 +93,4 @@ class Labeller:
             ]
             shape = self._landmarks(rgb, self._rectangle(*map(round, moved)))
             points.append([[p.x, p.y] for p in shape.parts()])
-        return max(scores), *pose(np.mean(points, axis=0))
-
-
-def pose(points: np.ndarray) -> tuple[float, float]:
-    """Yaw and pitch in degrees of an average head that shows five landmarks.
-
-    Args:
-        points: (5, 2), x and y (downwards) in pixels, in dlib's order: outer and inner corner of
-            the right eye as the viewer sees it, of the left eye, base of the nose.
-    """
-    head = _HEAD - _HEAD.mean(axis=0)
-    seen = (points - points.mean(axis=0)) * [1, -1]
-    seen = seen / np.linalg.norm(seen) * np.linalg.norm(head[:, :2])
-
-    def off(values: np.ndarray) -> np.ndarray:
-        turned = Rotation.from_euler("YXZ", values[:3]).apply(head)
-        return (values[3] * turned[:, :2] - seen).ravel()
-
-    # Upright and frontal first; the roll of the line through the eyes.
-    eyes = seen[:2].mean(axis=0) - seen[2:4].mean(axis=0)
-    start = [0.0, 0.0, np.arctan2(eyes[1], eyes[0]), 1.0]
-    yaw, pitch, _, _ = least_squares(off, start).x
-    return float(np.degrees(yaw)), float(np.degrees(pitch))
+        return max(scores), *pose(np.mean(points, axis=0), _HEAD)

@@ -116,19 +116,27 @@ def test_scrfd_answers_in_pixels_of_a_photograph_it_had_to_shrink(tmp_path: Path
     np.testing.assert_allclose(face.points, 2 * (ARCFACE_TEMPLATE - 56) + [240, 160], atol=1e-3)
 
 
-def test_scrfd_takes_the_largest_face(tmp_path: Path) -> None:
+def test_scrfd_finds_all_faces_and_aligns_the_largest(tmp_path: Path) -> None:
     photo = photograph(256)
     paint(photo, 64, 64, 8, RED)
     paint(photo, 144, 160, 16, GREEN)
-    face = open_aligner(scrfd(tmp_path), "cpu").align(photo)
+    aligner = open_aligner(scrfd(tmp_path), "cpu")
+    large, small = aligner.find(photo)
+    np.testing.assert_allclose(large.box, [144 - 48, 160 - 64, 144 + 80, 160 + 96], atol=1e-3)
+    np.testing.assert_allclose(small.box, [64 - 24, 64 - 32, 64 + 40, 64 + 48], atol=1e-3)
+    np.testing.assert_allclose(small.points, ARCFACE_TEMPLATE - 56 + [64, 64], atol=1e-3)
+    face = aligner.align(photo)
     assert face is not None
-    np.testing.assert_allclose(face.box, [144 - 48, 160 - 64, 144 + 80, 160 + 96], atol=1e-3)
+    assert np.array_equal(face.crop, large.crop)
+    assert not np.array_equal(face.crop, small.crop)
 
 
 def test_scrfd_finds_nothing_where_nothing_is(tmp_path: Path) -> None:
     photo = photograph(256)
     paint(photo, 64, 64, 8, (0, 0, 255))  # would be the face if channels came in the wrong order
-    assert open_aligner(scrfd(tmp_path), "cpu").align(photo) is None
+    aligner = open_aligner(scrfd(tmp_path), "cpu")
+    assert aligner.find(photo) == []
+    assert aligner.align(photo) is None
 
 
 def test_scrfd_weights_that_are_missing_or_something_else_are_refused(tmp_path: Path) -> None:
@@ -198,6 +206,38 @@ def test_dlib_follows_the_face_through_scale_and_takes_the_largest() -> None:
     assert alone is not None
     assert together is not None
     np.testing.assert_allclose(together.points, alone.points + np.array([180, 60]), atol=4)
+    found = aligner.find(sheet)
+    assert len(found) == 2
+    assert np.array_equal(found[0].crop, together.crop)
+    np.testing.assert_allclose(
+        found[1].points, aligner.align(orl(1, 1)).points + np.array([20, 20]), atol=4
+    )
+
+
+def test_dlib_finds_more_tight_faces_with_a_margin_and_at_the_same_places() -> None:
+    """Faces cut at the brows and the chin have no room around them."""
+    tight = [np.ascontiguousarray(orl(person, 1)[28:100, 14:78]) for person in range(1, 21)]
+    aligners = [open_aligner(AlignerConfig(margin=margin)) for margin in (0.0, 0.25)]
+    without, padded = ([aligner.align(rgb) for rgb in tight] for aligner in aligners)
+    assert sum(face is not None for face in without) <= 15
+    assert sum(face is not None for face in padded) >= 18
+    apart = [
+        np.abs(bare.points - face.points).max()
+        for bare, face in zip(without, padded, strict=True)
+        if bare is not None and face is not None
+    ]
+    assert len(apart) >= 5
+    assert np.median(apart) < 3
+
+
+def test_dlib_leaves_out_what_lies_in_the_margin() -> None:
+    """Half a face: with what is repeated of it, something like a face beside the picture."""
+    half = np.ascontiguousarray(orl(5, 1)[:, 40:])
+    aligner = open_aligner(AlignerConfig(margin=1.0, min_score=-0.7))
+    assert aligner.find(half) == []
+    beside = np.pad(half, ((112, 112), (112, 112), (0, 0)), mode="edge")
+    (face,) = open_aligner(AlignerConfig(min_score=-0.7)).find(beside)
+    assert (face.box[0] + face.box[2]) / 2 < 112
 
 
 def test_dlib_finds_no_face_in_a_wall() -> None:
