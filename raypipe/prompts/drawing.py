@@ -8,7 +8,9 @@ from functools import lru_cache
 import numpy as np
 
 from raypipe import seeding
+from raypipe.errors import UserError
 from raypipe.prompts.grammar import Grammar
+from raypipe.prompts.schema import hint
 from raypipe.prompts.text import tidy
 
 # Indices whose numbers are drawn together. In a whole block a number falls once in each of so many
@@ -102,6 +104,31 @@ def draw(grammar: Grammar, seed: int, index: int) -> Prompt:
             name: attribute.values[chosen[name]] for name, attribute in grammar.attributes.items()
         },
     )
+
+
+def say(grammar: Grammar, values: Mapping[str, str]) -> str:
+    """A prompt of given values in the first of all wordings; attributes without one are not said.
+
+    Args:
+        grammar: whose prompt it is.
+        values: attribute to the name of its value.
+
+    Raises:
+        UserError: where the grammar has no such attribute or value.
+    """
+    filled = dict.fromkeys(grammar.attributes, "")
+    for name, value in values.items():
+        if name not in grammar.attributes:
+            known = hint(name, list(grammar.attributes))
+            raise UserError(f"{grammar.path}: unknown attribute {name!r}; {known}")
+        attribute = grammar.attributes[name]
+        if value not in attribute.values:
+            known = hint(value, list(attribute.values))
+            raise UserError(f"{grammar.path}: attributes.{name}: unknown value {value!r}; {known}")
+        filled[name] = attribute.texts[attribute.values.index(value)][0]
+    for name, templates in [*grammar.phrases.items(), ("prompt", grammar.prompt)]:
+        filled[name] = templates[0].render(filled)
+    return tidy(filled["prompt"])
 
 
 def balance(grammar: Grammar, drawn: Iterable[Mapping[str, str]]) -> list[Share]:

@@ -12,6 +12,8 @@ from raypipe.prompts import schema, text
 from raypipe.prompts.law import Exclusion, Group, groups
 
 SHIPPED = str(Path(__file__).with_name("faces.yaml"))
+PORTRAITS = str(Path(__file__).with_name("portraits.yaml"))  # what the small model knows
+_NAMES = {"faces": SHIPPED, "portraits": PORTRAITS}
 MOST_CHARACTERS = 2000  # of a prompt; the text encoders of Stable Diffusion read 77 tokens
 _VISIBLE = 1e-4  # a difference of shares below this is not worth a word
 
@@ -172,12 +174,12 @@ def load_grammar(path: str | None = None) -> Grammar:
     """Reads a grammar and computes its law.
 
     Args:
-        path: file or URI; none: the grammar that ships with raypipe.
+        path: file or URI, or "faces" or "portraits", which ship with raypipe; none: faces.
 
     Raises:
         UserError: one line that names the file, the key, what is wrong, and what to do.
     """
-    where = path or SHIPPED
+    where = _NAMES.get(path or "faces", path or "")
     data = schema.read(where)
     source = schema.parse(data, where)
     for name in ("prompt", *source.phrases):
