@@ -23,9 +23,14 @@ def in_short(config: Build, sources: Mapping[str, Any]) -> str:
     taken = {name: sources[name]["identities"] for name in wanted if name in sources}
     if not any(taken.values()):
         return ""
-    vectors = f", {taken[SOURCE]:,} of them sampled vectors" if taken.get(SOURCE) else ""
+    origins = [
+        f"{taken[name]:,} of them {what}"
+        for name, what in ((SOURCE, "sampled vectors"), ("seed", "drawn from a prompt"))
+        if taken.get(name)
+    ]
+    began = f", {' and '.join(origins)}" if origins else ""
     return (
-        f" Vec2Face painted images of {count(sum(taken.values()), 'identity')}{vectors}; each of "
+        f" Vec2Face painted images of {count(sum(taken.values()), 'identity')}{began}; each of "
         "these images was checked to be that person and nobody else."
     )
 
@@ -40,6 +45,8 @@ def new_people(
         generators: as `training_set.generators` gives them.
     """
     parts = []
+    if seed := done.get("seed"):
+        parts.append(_references(seed, done["screen"]))
     if vectors := done.get("vectors"):
         parts += _vectors(vectors)
     if expand := done.get("expand"):
@@ -49,15 +56,44 @@ def new_people(
     return ["### People who were made up\n\n" + "\n\n".join(parts) + "\n"] if parts else []
 
 
+def _references(seed: Manifest, screen: Manifest) -> str:
+    """How the references were drawn, and what became of them.
+
+    Args:
+        seed, screen: manifests of the two jobs.
+    """
+    settings, inputs, counts = seed.origin.settings, seed.origin.inputs, seed.counts["seeds"]
+    gates = [f"`{name}={value}`" for name, value in settings["gates"].items() if value is not None]
+    kept = screen.counts["sources"].get("seed", {}).get("identities_kept", 0)
+    return (
+        f"{count(counts['asked'], 'identity')} were to begin as a reference picture each, drawn by "
+        f"`{settings['diffusion']['model']}` (SHA-256 `{inputs['model']}`) from prompts of a "
+        f"grammar (SHA-256 `{inputs['grammar']}`) and seed {settings['seed']}. "
+        f"{count(counts['pictures'], 'picture')} of {count(counts['drawn'], 'identity')} were "
+        f"drawn, at most {settings['tries']} of each. {counts['accepted']:,} identities passed the "
+        f"gates ({', '.join(['exactly one face', *gates])}), and screening left {kept:,} of them."
+    )
+
+
+def too_close(vectors: Manifest) -> str:
+    """Why vectors were refused when they were drawn: "refused for a similarity of …".
+
+    Args:
+        vectors: manifest of the job.
+    """
+    settings = vectors.origin.settings
+    also = " or to a person of that set" if settings["away_from_source"] else ""
+    return f"refused for a similarity of {settings['ceiling']:g} or more to another one{also}"
+
+
 def _vectors(vectors: Manifest) -> list[str]:
     settings, drawn, law = vectors.origin.settings, vectors.counts["drawn"], vectors.extra["law"]
-    also = " or to a person of that set" if settings["away_from_source"] else ""
     text = (
         f"{count(drawn['accepted'], 'identity')} began as vectors, drawn at random and spread as "
         f"the {count(law['identities'], 'identity')} of `{settings['source']}` are (law "
         f"`{settings['law']}`, SHA-256 `{law['digest']}`). Of {drawn['total']:,} vectors drawn, "
-        f"{drawn['refused']:,} were refused for a similarity of {settings['ceiling']:g} or more to "
-        f"another one{also}. All were screened as other identities are."
+        f"{drawn['refused']:,} were {too_close(vectors)}. All were screened as other identities "
+        "are."
     )
     return [text, f"**{law['note']}**"] if law["note"] else [text]
 

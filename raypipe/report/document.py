@@ -9,6 +9,7 @@ from raypipe.report.sections import (
     expansion,
     leakage,
     provenance,
+    seeds,
     similarity,
     summary,
     timing,
@@ -36,13 +37,13 @@ def document(root: str, config: ReportConfig) -> str:
     screened = leakage.scanned(workspace, config)
     # The leaked faces come first in the album: a large set must not crowd them out.
     leaks = leakage.section(workspace, config, album, screened)
-    expanded = expansion.section(workspace, album)
+    new = [seeds.section(workspace, album), expansion.section(workspace, album)]
     sections = [
         summary.section(workspace, screened),
         cleaning.section(workspace, config, album),
         similarity.section(workspace),
         leaks,
-        *([expanded] if expanded else []),
+        *(section for section in new if section),
         curriculum.section(workspace, album),
         training.section(workspace),
         verification.section(workspace),

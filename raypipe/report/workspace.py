@@ -8,10 +8,12 @@ from raypipe.manifest import Manifest, read_manifest
 
 # In the order of a build; the folder of a job has its name.
 JOBS = (
-    *("sample", "ingest", "embed", "clean", "vectors", "screen", "expand"),
+    *("sample", "ingest", "embed", "clean", "seed", "vectors", "screen", "expand"),
     *("assemble", "train", "evaluate"),
 )
-OPTIONAL = frozenset({"sample", "vectors", "expand"})  # run where the configuration has their part
+OPTIONAL = frozenset(
+    {"sample", "seed", "vectors", "expand"}
+)  # run where the configuration has their part
 
 
 class Workspace:

@@ -4,6 +4,7 @@ from typing import Any
 
 from raypipe.faceset import Identity, Image
 from raypipe.manifest import Manifest
+from raypipe.new_people import too_close
 from raypipe.recheck import IN_GALLERY
 from raypipe.report.album import Album
 from raypipe.report.blocks import Badge, Block, Face, Section, Strip, Text, Tile, Verdict
@@ -133,12 +134,10 @@ def strip(album: Album, identity: Identity) -> Strip:
 def _vectors(manifest: Manifest, screen: Manifest | None) -> list[Block]:
     """What was drawn before anything was painted."""
     settings, law, drawn = manifest.origin.settings, manifest.extra["law"], manifest.counts["drawn"]
-    known = " or to a person of that set" if settings["away_from_source"] else ""
     text = (
         f"Vectors: {drawn['total']:,} were drawn at random, spread as the"
         f" {count(law['identities'], 'identity')} of the {settings['source']} job are (law:"
-        f" {settings['law']}). {drawn['refused']:,} of them were refused for a similarity of"
-        f" {settings['ceiling']:g} or more to another one{known}. The other"
+        f" {settings['law']}). {drawn['refused']:,} of them were {too_close(manifest)}. The other"
         f" {count(drawn['accepted'], 'vector')} are new people."
     )
     if screen and (found := screen.counts["sources"].get(SOURCE)):

@@ -21,7 +21,8 @@ def _people(workspace: Workspace) -> list[Tile]:
     vectors = images["rejected"].get(NO_PICTURE, 0)  # nothing that anybody could look at
     total = images["total"] - vectors
     removed = sum(images["rejected"].values()) - vectors
-    read = "read or drawn" if workspace.manifest("vectors") else "read"
+    drawn = workspace.manifest("seed") or workspace.manifest("vectors")
+    read = "read or drawn" if drawn else "read"
     refused = sum(people["rejected"].values())
     return [
         Tile(
@@ -80,7 +81,8 @@ def _path(workspace: Workspace) -> Table:
             if reason.startswith(f"{job}:")
         }
         before = images["rejected"]
-        added = job == "vectors"  # beside the people of the set, and without a picture
+        added = job in ("seed", "vectors")  # beside the people of the set
+        blank = job == "vectors"  # without a picture
         why = ", ".join(
             f"{number:,} {short_reason(reason)}"
             for reason, number in sorted(new.items(), key=lambda item: (-item[1], item[0]))
@@ -89,10 +91,10 @@ def _path(workspace: Workspace) -> Table:
         holds = conserved(manifest.counts)
         rows.append(
             (
-                "vectors, added" if added else job,
+                f"{job}, added" if added else job,
                 f"{people['kept']:,}",
-                "–" if added else f"{images['kept']:,}",
-                f"{images['made']:,}" if images["made"] and not added else "–",
+                "–" if blank else f"{images['kept']:,}",
+                f"{images['made']:,}" if images["made"] and not blank else "–",
                 why or "–",
                 Badge(text="adds up" if holds else "lost images", tone="good" if holds else "bad"),
             )
