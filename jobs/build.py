@@ -13,10 +13,10 @@ from raypipe.config import Build
 from raypipe.manifest import Manifest, read_manifest
 
 ORDER = (
-    *("sample", "ingest", "embed", "clean", "vectors", "screen", "expand"),
+    *("sample", "ingest", "embed", "clean", "vectors", "seed", "screen", "expand"),
     *("assemble", "train", "evaluate", "report"),
 )
-_OPTIONAL = ("sample", "vectors", "expand")
+_OPTIONAL = ("sample", "vectors", "seed", "expand")
 
 
 def run(config: Build) -> Manifest:
@@ -26,7 +26,7 @@ def run(config: Build) -> Manifest:
         UserError: from the job that found a mistake; everything before it is kept.
     """
     start = time.monotonic()
-    names = [name for name in ORDER if name not in _OPTIONAL or getattr(config, name)]
+    names = [name for name in ORDER if name not in _OPTIONAL or config.has(name)]
     manifests: dict[str, Manifest] = {}
     made = 0
     for name in names:
@@ -59,10 +59,20 @@ def outcome(workspace: str, manifests: dict[str, Manifest]) -> Table:
     table.add_row("read", f"{read:,}", f"{ingest['images']['total']:,}", "")
     table.add_row("unreadable", *_lost(ingest))
     table.add_row("cleaned out", *_lost(clean, ingest))
-    new = [counts["vectors"]] if "vectors" in counts else []
-    for vectors in new:
-        drawn = vectors["drawn"]
-        table.add_row("new people", f"{drawn['accepted']:,}", "", f"of {drawn['total']:,} drawn")
+    new = [counts[job] for job in ("vectors", "seed") if job in counts]
+    if "vectors" in counts:
+        drawn = counts["vectors"]["drawn"]
+        table.add_row(
+            "sampled vectors", f"{drawn['accepted']:,}", "", f"of {drawn['total']:,} drawn"
+        )
+    if "seed" in counts:
+        drawn = counts["seed"]["seeds"]
+        table.add_row(
+            "drawn from prompts",
+            f"{drawn['accepted']:,}",
+            f"{drawn['pictures']:,}",
+            f"{drawn['asked']:,} asked for",
+        )
     table.add_row("screened out", *_lost(screen, clean, *new))
     if "expand" in counts:
         expand = counts["expand"]

@@ -33,12 +33,14 @@ JOBS = {
     "embed": "Turn every image into a vector.",
     "clean": "Find images that show somebody else, and people who stand in the set twice.",
     "vectors": "Draw vectors of people who do not exist, every two of them far enough apart.",
+    "seed": "Draw references of people who do not exist, with a text-to-image model.",
     "screen": "Refuse identities that are in a public gallery, or too much like each other.",
     "expand": "Make many images of every new person, and check that each is that person.",
     "assemble": "Refill, order by the curriculum, write Parquet and WebDataset.",
     "train": "Train a recognizer on the assembled set, in its order.",
     "evaluate": "Score the recognizer on verification pairs.",
     "report": "Write one HTML file that shows all of it.",
+    "train_diffusion": "Train a small Stable Diffusion on a face set, to draw references with.",
     "train_generator": "Train Vec2Face on a face set with features, to make more faces with.",
     "train_estimator": "Train a small network that tells how a face looks: quality, yaw, pitch.",
     "build": "Run every job of a configuration, and pick up where a run stopped.",
@@ -152,7 +154,7 @@ def verify(
 def prompts(
     preview: Annotated[int, typer.Option(min=1, help="prompts to show")] = 20,
     grammar: Annotated[
-        str | None, typer.Option(help="YAML of a grammar; none: the one that ships with raypipe")
+        str | None, typer.Option(help="YAML of a grammar, or faces or portraits; none: faces")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="seed of the run")] = 0,
 ) -> None:

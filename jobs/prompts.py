@@ -15,7 +15,7 @@ def preview(count: int, grammar: str | None, seed: int) -> None:
 
     Args:
         count: prompts to show.
-        grammar: YAML file or URI; none: the grammar that ships with raypipe.
+        grammar: as `load_grammar` takes it.
         seed: seed of the run.
 
     Raises:

@@ -5,54 +5,47 @@
 2. Every gallery's threshold is measured; all identities are searched in parallel, each actor
    holding the galleries.
 3. One task compares the identities with each other and decides (`verdicts.parquet`,
-   `leakage.json`); only templates are in its memory.
+   `leakage.json`, and `separability.json` where people were drawn from prompts); only templates
+   are in its memory.
 4. The decisions stream into the rows.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from actors.search import MarkActor, SearchActor
+from actors.search import MarkActor
 from jobs.cluster import connect
-from jobs.embed import embed_set
-from jobs.ingest import ingest_sources
+from jobs.galleries import Calibrated, Gallery, calibrated, embedded, search
 from jobs.progress import console
-from jobs.stage import Step, explain, finished, map_files, stream
+from jobs.stage import Step, explain, finished, stream
 from jobs.work import begin
 from raypipe import storage
 from raypipe.config import Build
-from raypipe.config.screen import GalleryConfig, ScreenConfig
+from raypipe.config.screen import ScreenConfig
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet
-from raypipe.impostors import calibrate_gallery
 from raypipe.manifest import STARTED, Manifest
 from raypipe.screening import decide
-from raypipe.templates import load_gallery
+from raypipe.separability import SEPARABILITY, measure
 
 VERDICTS, LEAKAGE = "verdicts.parquet", "leakage.json"
 
 
-class _Gallery(NamedTuple):
-    name: str
-    root: str
-    digest: str
-
-
 def run(config: Build) -> Manifest:
-    """Screens `{workspace}/clean`, and `{workspace}/vectors` where the configuration draws them,
-    into `{workspace}/screen`.
+    """Screens `{workspace}/clean`, and `vectors` and `seed` where the configuration has them, into
+    `{workspace}/screen`.
 
     Raises:
         UserError: where a set is unfinished, a gallery is missing or holds no face, or a
             gallery or the set is too small for the false match rate.
     """
-    jobs = ["clean"] if config.vectors is None else ["clean", "vectors"]
+    jobs = ["clean", *(job for job in ("vectors", "seed") if config.has(job))]
     sources = [storage.join(config.workspace, job) for job in jobs]
     sets = {job: finished("screen", root) for job, root in zip(jobs, sources, strict=True)}
-    galleries = [_embedded(config, gallery) for gallery in config.screen.galleries]
+    galleries = embedded(config)
     settings: dict[str, Any] = {
         "false_match_rate": config.screen.false_match_rate,
         "first": config.ingest.sources[0].name,
@@ -82,41 +75,14 @@ def run(config: Build) -> Manifest:
     return stream(config, work, sources=sources, steps=[step])
 
 
-def _embedded(config: Build, gallery: GalleryConfig) -> _Gallery:
-    """A gallery as a face set with embeddings, made once."""
-    job = f"screen/galleries/{gallery.name}"
-    ingest_sources(
-        config,
-        job=f"{job}/ingest",
-        sources=[gallery],
-        aligner=gallery.aligner,
-    )
-    manifest = embed_set(
-        config, job=f"{job}/embed", source=storage.join(config.workspace, job, "ingest")
-    )
-    root = storage.join(config.workspace, job, "embed")
-    return _Gallery(gallery.name, root, manifest.content_digest)
-
-
-def _decisions(config: Build, sources: list[str], root: str, galleries: list[_Gallery]) -> None:
+def _decisions(config: Build, sources: list[str], root: str, galleries: list[Gallery]) -> None:
     """Calibrates, searches and decides; the decisions are written last."""
     connect(config)
     screen = config.screen
     one = {"num_cpus": max(screen.pool.num_cpus, 1), "num_gpus": screen.pool.num_gpus or None}
     try:
-        summaries = ray.get(
-            [
-                ray.remote(num_cpus=1)(_calibrated).remote(gallery, screen.false_match_rate)
-                for gallery in galleries
-            ]
-        )
-        searched = map_files(
-            config,
-            [path for source in sources for path in FaceSet(source).files()],
-            SearchActor,
-            {"galleries": [(gallery.name, gallery.root) for gallery in galleries]},
-            screen.pool,
-        )
+        summaries = calibrated(config, galleries)
+        searched = search(config, sources, galleries)
         deciding = ray.remote(**one)(_decide)
         warnings = ray.get(
             deciding.remote(searched, screen, config.ingest.sources[0].name, root, summaries)
@@ -129,23 +95,12 @@ def _decisions(config: Build, sources: list[str], root: str, galleries: list[_Ga
         console.print(f"screen: {warning}", style="yellow")
 
 
-def _calibrated(gallery: _Gallery, rate: float) -> tuple[str, Any, dict[str, Any]]:
-    """A gallery's name, its calibration, and what leakage.json says about it."""
-    faces = load_gallery(gallery.name, gallery.root)
-    calibration = calibrate_gallery(faces, rate)
-    return (
-        gallery.name,
-        calibration,
-        {"faces": len(faces.faces), "people": len(faces.names)} | calibration.to_json(faces.names),
-    )
-
-
 def _decide(
     searched: list["ray.ObjectRef[pa.Table]"],
     screen: ScreenConfig,
     first: str,
     root: str,
-    galleries: list[tuple[str, Any, dict[str, Any]]],
+    galleries: list[Calibrated],
 ) -> list[str]:
     """Writes the decisions and `leakage.json`; returns what a person should know."""
     table = pa.concat_tables(ray.get(searched))
@@ -160,6 +115,9 @@ def _decide(
     summary["false_match_rate"] = screen.false_match_rate
     summary["warnings"] = warnings = _warnings(summary)
     storage.write_json(storage.join(root, LEAKAGE), summary)
+    if summary["unique"] and pc.any(pc.equal(table["source"], "seed")).as_py():
+        found = measure(table, "seed", summary["unique"])
+        storage.write_json(storage.join(root, SEPARABILITY), found)
     buffer = pa.BufferOutputStream()
     pq.write_table(verdicts, buffer)
     storage.write_bytes(storage.join(root, VERDICTS), buffer.getvalue().to_pybytes())

@@ -41,7 +41,7 @@ class AlignedFace:
 
     Attributes:
         crop: uint8 (112, 112, 3), RGB, warped onto the ArcFace template; black where the photograph
-            ends.
+            and the margin around it end.
         box: float32 (4,): left, top, right, bottom in pixels of the photograph.
         points: float32 (5, 2): x, y in pixels of the photograph. SCRFD: eyes, nose tip, corners of
             the mouth; dlib: two corners of the right and of the left eye as the viewer sees them,
@@ -148,7 +148,7 @@ class DlibAligner(Aligner):
             eyes_and_nose = np.stack([points[2:4].mean(0), points[0:2].mean(0), points[4]])
             faces.append(
                 AlignedFace(
-                    crop=warp_to_template(rgb, eyes_and_nose, _DLIB_TEMPLATE),
+                    crop=warp_to_template(padded, eyes_and_nose + margin, _DLIB_TEMPLATE),
                     box=boxes[k].astype(np.float32),
                     points=points.astype(np.float32),
                     head=DLIB_HEAD,

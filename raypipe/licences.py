@@ -33,6 +33,8 @@ _SHIPPED = {
     "773a9cc3afe420334b13b6ae6e15cae9ca606db9d2df3500ada3836ef7d87fff": "MIT",
     "cbec11d2d2d313707ff10863b44281c1afeb46b9f5459a940ef240ab8f4ab5c1": "MIT",
     "6997f57d18c0c4c6fe049bc28d00251773db04b7271713ed8cbf3a8d97bb6a8d": "Apache-2.0",
+    # All files of face_diffusion, as raypipe.diffusion_files.digest has it.
+    "b6876d4681a8f366e1a3be770810d314f6f85ff52d9b30de97688f29db663fc7": "MIT",
 }
 _RESTRICTED = re.compile(r"non-?\s?commercial|research[\s-](purposes[\s-])?only|\bNC\b", re.I)
 
@@ -109,9 +111,15 @@ def uses(
     for job, manifest in manifests.items():
         for name, digest in sorted(manifest.origin.models.items()):
             role, licence = roles.get(job, job), stated.get(job)
-            if job == "expand":
+            if job == "seed":
+                role, licence = _seeding(config, name)
+            elif job == "expand":
                 role, licence = _expansion(config, name)
             found.append(weights_use(name, digest, role, licence))
+    if config.seeds and (seed := manifests.get("seed")):
+        name, digest = seed.origin.settings["diffusion"]["model"], seed.origin.inputs["model"]
+        licence = config.seeds.diffusion.licence
+        found.append(weights_use(name, digest, "diffusion model", licence))
     listed = {use.digest for use in found}
     found += [
         weights_use(name, digest, "generator")
@@ -126,11 +134,23 @@ def generator_file(expand: ExpandConfig) -> str:
     return (expand.weights or "vec2face_small.safetensors").rpartition("/")[2]
 
 
+def _embedder_file(config: Build) -> str:
+    """Name of the weight file of the embedder."""
+    return (config.embedder.weights or "dlib_resnet_v1.safetensors").rpartition("/")[2]
+
+
+def _seeding(config: Build, name: str) -> tuple[str, str | None]:
+    """What a weight file of the seed job is for, and the licence that is stated."""
+    if name == _embedder_file(config):
+        return "embedder", config.embedder.licence
+    return "aligner", config.seeds.aligner.licence if config.seeds else None
+
+
 def _expansion(config: Build, name: str) -> tuple[str, str | None]:
     """What a weight file of the expansion job is for, and the licence that is stated."""
-    embedder, expand = config.embedder, config.expand
-    if name == (embedder.weights or "dlib_resnet_v1.safetensors").rpartition("/")[2]:
-        return "embedder", embedder.licence
+    expand = config.expand
+    if name == _embedder_file(config):
+        return "embedder", config.embedder.licence
     if expand and name == generator_file(expand):
         return "generator of new faces", expand.licence
     return "estimator of attributes", None

@@ -17,6 +17,7 @@ from raypipe.report.words import count
 
 _LEAKAGE = "leakage.json"  # of the screening job
 LICENCES = "licences.json"
+_ADDED = ("vectors", "seed")  # jobs that make sets of their own, which are screened with the other
 
 
 def manifests(config: Build) -> dict[str, Manifest]:
@@ -24,7 +25,7 @@ def manifests(config: Build) -> dict[str, Manifest]:
     galleries = [f"screen/galleries/{gallery.name}" for gallery in config.screen.galleries]
     inner = [f"{gallery}/{job}" for gallery in galleries for job in ("ingest", "embed")]
     names = ["sample", "ingest", "embed", "clean"]
-    names += ["vectors"] if config.vectors else []
+    names += [job for job in _ADDED if config.has(job)]
     names += [*inner, "screen"]
     names += ["expand"] if config.expand else []
     found = {name: read_manifest(storage.join(config.workspace, name)) for name in names}
@@ -112,22 +113,24 @@ def _shards(root: str, folder: str, files: Mapping[str, str]) -> list[Shard]:
 
 
 def _sources(done: Mapping[str, Manifest], made: Mapping[str, Any]) -> str:
-    read, drawn, screened, expanded = (
+    read, vectors, seeds, screened, expanded = (
         done[job].counts["sources"] if job in done else {}
-        for job in ("ingest", "vectors", "screen", "expand")
+        for job in ("ingest", "vectors", "seed", "screen", "expand")
     )
     rows = []
     for name, chosen in sorted(made["sources"].items()):
         people, images, more = None, None, 0
         if name in read:
             people, images = read[name]["identities"], read[name]["images"]
-        elif name in drawn:
-            people, images = drawn[name]["identities"], 0
+        elif name in vectors:
+            people, images = vectors[name]["identities"], 0
+        elif name in seeds:
+            people, images = seeds[name]["identities"], seeds[name]["images"]
         if name in expanded:
             more = expanded[name]["images"] - screened[name]["images"]
         numbers = (people, images, more, chosen["identities"], chosen["kept"], chosen["augmented"])
         rows.append((name, *("?" if number is None else f"{number:,}" for number in numbers)))
-    head = ("source", "identities read or drawn", "images read", "images painted",
+    head = ("source", "identities read or drawn", "images read or drawn", "images painted",
             "identities taken", "images taken", "augmented")  # fmt: skip
     return f"### Sources\n\n{table(head, rows)}"
 
@@ -143,7 +146,7 @@ def _jobs(config: Build, done: Mapping[str, Manifest], counts: Mapping[str, Any]
             now = counts if name == "assemble" else done[name].counts
             for unit, earlier in before.items():
                 total = Counter(now[units[unit]]["rejected"])
-                if name == "vectors":  # a set of its own, which is screened along with the other
+                if name in _ADDED:
                     total += earlier
                 new = sorted((total - earlier).items())
                 rejected += [

@@ -16,7 +16,7 @@ REASONS = {
     "ingest:stray": "a file beside the folders of the identities",
     **{
         f"{job}:{reason}": text
-        for job in ("align", "embed")
+        for job in ("align", "embed", "seed")
         for reason, text in (
             ("not_an_image", "the file is not an image"),
             ("corrupt", "the image cannot be decoded"),
@@ -33,6 +33,16 @@ REASONS = {
     "screen:in_gallery": "the person is in a public gallery",
     "screen:not_unique": "too much like another identity",
     "vectors:no_picture": "a vector without a picture, which all images are made from",
+    "seed:no_face": "no face was found in the picture",
+    "seed:several_faces": "more than one face was found in the picture",
+    "seed:small": "the face is too small",
+    "seed:blurred": "the face is not sharp enough",
+    "seed:turned": "the face is turned too far away",
+    "seed:drawing": "looks like a drawing",
+    "seed:safety_checker": "the model's safety checker made the picture black",
+    "seed:replaced_by_second_pass": "its picture at another pose is used in its place",
+    "seed:tries_used_up": "no picture of the person passed the checks",
+    "seed:surplus": "drawn, and not needed: enough people were admitted before",
     "expand:not_the_person": "made of the identity, and not enough like it",
     "expand:somebody_else": "made of the identity, and as much like another one",
     "expand:in_gallery": "made of the identity, and like a person of a public gallery",

@@ -10,6 +10,7 @@ from raypipe import storage
 from raypipe.config.assemble import AssembleConfig
 from raypipe.config.base import Settings
 from raypipe.config.clean import CleanConfig
+from raypipe.config.diffusion_training import DiffusionTrainingConfig
 from raypipe.config.embed import EmbedConfig, EmbedderConfig
 from raypipe.config.estimator import EstimatorConfig
 from raypipe.config.evaluate import EvaluateConfig
@@ -19,6 +20,7 @@ from raypipe.config.ingest import IngestConfig
 from raypipe.config.report import ReportConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.config.screen import ScreenConfig
+from raypipe.config.seeds import SeedsConfig
 from raypipe.config.train import TrainConfig
 from raypipe.config.vectors import VectorsConfig
 from raypipe.errors import UserError
@@ -56,14 +58,20 @@ class Build(Settings):
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
     vectors: VectorsConfig | None = Field(None, description="draw vectors of new people")
+    seeds: SeedsConfig | None = Field(None, description="draw references of new people")
     screen: ScreenConfig = ScreenConfig()
     expand: ExpandConfig | None = Field(None, description="make images of new people")
     assemble: AssembleConfig = AssembleConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    diffusion: DiffusionTrainingConfig = DiffusionTrainingConfig()
     generator: GeneratorConfig = GeneratorConfig()
     estimator: EstimatorConfig = EstimatorConfig()
+
+    def has(self, job: str) -> bool:
+        """Whether there is a part for a job that may be left out."""
+        return getattr(self, "seeds" if job == "seed" else job) is not None
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

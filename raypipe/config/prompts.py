@@ -12,5 +12,6 @@ class PromptsConfig(Settings):
         None,
         min_length=1,
         description="YAML of attributes, their declared balance and how they are put into words "
-        "(docs/prompts.md); none: the grammar that ships with raypipe",
+        "(docs/prompts.md), or one that ships with raypipe: faces, or portraits, which has all "
+        "that the small model knows; none: faces",
     )

@@ -5,6 +5,8 @@ import hashlib
 import pytest
 
 from raypipe.config import load, parse
+from raypipe.config.diffusion import DiffusionConfig
+from raypipe.diffusion_files import digest
 from raypipe.licences import NOT_STATED, consequences, uses, weights_use
 from raypipe.manifest import Manifest, Origin
 from raypipe.models.loading import shipped
@@ -98,6 +100,29 @@ def test_the_files_of_the_expansion_have_a_role_each():
     embedder = {**CONFIG["embedder"], "licence": "bought"}
     stated = parse({**CONFIG, "embedder": embedder, "expand": expand}, "test")
     assert uses(stated, {"expand": manifest(w600k_r50__onnx="2")})[-1].licence == "bought"
+
+
+def test_the_files_of_the_seed_job_have_a_role_each():
+    seeds = {"number": 3, "diffusion": {"model": "x/sdxl", "licence": "openrail++"}}
+    seeds["aligner"] = {"kind": "insightface", "weights": "x/det.onnx", "licence": "bought"}
+    origin = Origin(
+        job="seed",
+        settings={"diffusion": {"model": "sdxl"}},
+        inputs={"model": "5"},
+        models={"det.onnx": "1", "w600k_r50.onnx": "2"},
+    )
+    made = {"seed": Manifest(origin=origin, counts={}, content_digest="")}
+    found = uses(parse({**CONFIG, "seeds": seeds}, "test"), made, [("diffusion", "5")])
+    assert [(use.name, use.role, use.licence) for use in found if use.kind == "weights"] == [
+        ("det.onnx", "aligner", "bought"),
+        ("w600k_r50.onnx", "embedder", "non-commercial research only (insightface's model packs)"),
+        ("sdxl", "diffusion model", "openrail++"),
+    ]
+
+
+def test_the_shipped_pipeline_is_known_by_its_files():
+    known = weights_use("renamed", digest(DiffusionConfig()), "diffusion model")
+    assert known.licence == "MIT"
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,10 @@ def job(
     made: int = 0,
     settings: dict[str, Any] | None = None,
     models: dict[str, str] | None = None,
+    inputs: dict[str, str] | None = None,
     **more: Any,
 ) -> None:
-    origin = Origin(job=name, settings=settings or {}, inputs={}, models=models or {})
+    origin = Origin(job=name, settings=settings or {}, inputs=inputs or {}, models=models or {})
     extra = more.pop("extra", {})
     counts = {
         "identities": {"rejected": {}},
@@ -137,3 +138,35 @@ def test_a_job_that_the_configuration_leaves_out_is_no_part_of_the_set(workspace
         assert word not in card.replace("`", "").partition("## Licences")[0]
         assert word not in croissant["description"]
     assert "small.safetensors" not in card
+
+
+def test_the_card_tells_who_was_drawn_from_prompts(workspace: Path) -> None:
+    seed = {"identities": 6, "images": 9}
+    job(
+        workspace,
+        "seed",
+        {"seed": seed},
+        {"seed:no_face": 3},
+        made=9,
+        settings={
+            "diffusion": {"model": "sdxl"},
+            "gates": {"min_size": 32.0},
+            "seed": 0,
+            "tries": 2,
+        },
+        inputs={"grammar": "a" * 64, "model": "b" * 64},
+        seeds={"asked": 4, "drawn": 6, "pictures": 9, "accepted": 5, "waves": 2},
+    )
+    vec = {"identities": 5, "images": 5}
+    kept = {"identities_kept": 4}
+    job(workspace, "screen", {"base": BASE, "vec": vec, "seed": seed | kept}, CLEAN | VECTOR)
+    config = build(workspace, vectors={"count": 5}, seeds={"number": 4})
+    card, _ = written(config, [])
+    for part in (
+        "4 identities were to begin as a reference picture each, drawn by `sdxl`",
+        "9 pictures of 6 identities were drawn, at most 2 of each. 5 identities passed the gates",
+        "screening left 4 of them",
+        "| weights | sdxl | diffusion model | **not stated** |",
+        "3 images seed:no_face",
+    ):
+        assert part in card
