@@ -31,7 +31,7 @@ _INSIGHTFACE_FILES = frozenset(
 _SHIPPED = {
     "7f227b43119789a1fc6b8f4f283b2b259d6e5314fba892410ee12a0dd3ee8bbe": "CC0-1.0",
     "773a9cc3afe420334b13b6ae6e15cae9ca606db9d2df3500ada3836ef7d87fff": "MIT",
-    "cbec11d2d2d313707ff10863b44281c1afeb46b9f5459a940ef240ab8f4ab5c1": "MIT",
+    "d3ff36b5ce2c013c67aa7f993b3c0157fc35dd9c46906ebf8da4b45f0727c171": "MIT",
     "6997f57d18c0c4c6fe049bc28d00251773db04b7271713ed8cbf3a8d97bb6a8d": "Apache-2.0",
     # All files of face_diffusion, as raypipe.diffusion_files.digest has it.
     "b6876d4681a8f366e1a3be770810d314f6f85ff52d9b30de97688f29db663fc7": "MIT",

@@ -119,7 +119,7 @@ class Vec2Face(nn.Module):
         for module in self.modules():
             if isinstance(module, Upsample | Linear):
                 module.prepare()
-        if cuda:  # not run by anybody yet; the graph alone was compiled, on a CPU
+        if cuda:
             # Batches differ in size only at the end of a run: one recompilation, then any size.
             self._generate = torch.compile(self._generate)  # type: ignore[method-assign]
         return self
