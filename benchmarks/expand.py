@@ -31,21 +31,21 @@ from raypipe.models.vec2face_sizes import INFERENCE, PUBLISHED
 from raypipe.seeding import generator
 
 CORES = os.cpu_count() or 1
-PEOPLE, IMAGES = 12, 8  # of the speed test
+PEOPLE, IMAGES = 96, 8  # of the speed test
 NEW, WANTED = 60, 14  # of the other
 
 
 def build(workspace: str, count: int, changes: list[str]) -> Build:
     values = {
         "workspace": workspace,
-        "ray": {"num_cpus": CORES + 6, "rows_per_block": 2, "object_store_memory": 512 * 2**20},
+        "ray": {"num_cpus": CORES + 2, "rows_per_block": 16, "object_store_memory": 512 * 2**20},
         "embedder": {"kind": "dlib"},
         "ingest": {"sources": [{"name": "base", "path": "unused"}]},
         "vectors": {"count": count, "ceiling": 0.97},
         "screen": {"false_match_rate": 1e-5},
         "expand": {
             "false_match_rate": 0.01,
-            "pool": {"num_cpus": CORES, "batch_size": 1},
+            "pool": {"num_cpus": CORES},
         },
     }
     return parse(values, "benchmark", changes)
@@ -66,6 +66,12 @@ def bare(network: Vec2Face) -> float:
     return PEOPLE * IMAGES / (time.perf_counter() - start)
 
 
+def bare_in_actor(weights: str) -> float:
+    """The same in a process of Ray's, which lets all others go first (niceness 15)."""
+    torch.set_num_threads(CORES)
+    return bare(Vec2Face.from_checkpoint(weights).prepare(torch.device("cpu")))
+
+
 def speed(folder: str, clean: str) -> None:
     torch.set_num_threads(CORES)
     torch.manual_seed(0)
@@ -84,16 +90,24 @@ def speed(folder: str, clean: str) -> None:
     )
     vectors.run(config)
     screen.run(config)
-    before = bare(network)
+    in_actor = ray.remote(num_cpus=CORES)(bare_in_actor)
+    alone = [bare(network)]
+    before = ray.get(in_actor.remote(weights))
     expand.run(config)
-    after = bare(network)
+    after = ray.get(in_actor.remote(weights))
+    alone.append(bare(network))
     stage = storage.read_json(f"{work}/expand/run.json")["stages"][1]
     made = sum(len(row.images) - 1 for row in new_people(work))
     seconds = stage["span"] if "span" in stage else stage["seconds"]
     rate = made / seconds
     print(f"{made} images of the full network through the job, {CORES} cores\n")
-    print("| bare before | after | the job | job / bare |\n|---|---|---|---|")
-    print(f"| {before:.2f} | {after:.2f} | {rate:.2f} | {2 * rate / (before + after):.3f} |\n")
+    print("| | bare before | after | the job | job / bare |\n|---|---|---|---|---|")
+    for name, first, last in (
+        ("bare in an actor", before, after),
+        ("bare in the driver", *alone),
+    ):
+        share = 2 * rate / (first + last)
+        print(f"| {name} | {first:.2f} | {last:.2f} | {rate:.2f} | {share:.3f} |")
 
 
 def new_people(work: str) -> list:

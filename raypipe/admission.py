@@ -20,7 +20,7 @@ from raypipe.search import nearest, pairs_above
 
 # Fisher's z below the threshold from which pairs of others are listed: it moves less than that when
 # references join them.
-_SLACK = 0.1
+_SLACK = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
