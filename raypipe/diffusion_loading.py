@@ -56,6 +56,10 @@ def load_second_pass(config: DiffusionConfig, device: torch.device) -> tuple[Any
 def _open(config: DiffusionConfig, device: torch.device) -> Any:
     import diffusers
     import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # it warns of torchvision, which nobody needs
+    diffusers.utils.logging.disable_progress_bar()
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
     if config.cpu_offload != "none" and device.type == "cpu":
@@ -63,9 +67,6 @@ def _open(config: DiffusionConfig, device: torch.device) -> Any:
             f"{FIELD}.cpu_offload: {config.cpu_offload!r} moves weights between host and GPU, and "
             "there is no GPU; set it to none, or give the pool num_gpus"
         )
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # it warns of torchvision, which nobody needs
     folder = resolve(config)
     names = pipeline_files(folder, config.variant)
     kind = diffusers.DiffusionPipeline.load_config(folder)["_class_name"]

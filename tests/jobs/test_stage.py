@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -130,3 +132,34 @@ def test_what_a_stage_needs():
     need = required([Pool(min=2, num_cpus=1.5, num_gpus=0.5, accelerator_type="L4"), Pool()])
     assert need["CPU"] == 3 + 1 + 2 and need["GPU"] == 1
     assert need["accelerator_type:L4"] == pytest.approx(0.002)
+
+
+class _Slow:
+    """Hands on what it gets, after a long start."""
+
+    def __init__(self, seconds):
+        time.sleep(seconds)
+
+    def __call__(self, identities):
+        return identities
+
+
+@pytest.mark.parametrize("waits", [(0.0, 6.0), (6.0, 0.0)])
+def test_a_pool_that_is_slow_to_start_stops_nobody_for_good(ray_cluster, tmp_path, waits):
+    steps = [
+        Step(name=f"step {i}", actor=_Slow, arguments={"seconds": seconds}, pool=Pool(max=2))
+        for i, seconds in enumerate(waits)
+    ]
+    source = source_set(str(tmp_path / "source"))
+    made = run_stage(build(tmp_path), job="slow", source=source, steps=steps, settings={})
+    assert made.counts["identities"]["total"] == 10
+
+
+def test_pools_that_do_not_fit_are_refused_before_anything_waits(ray_cluster, tmp_path):
+    steps = [
+        Step(name=f"step {i}", actor=_Slow, arguments={"seconds": 0}, pool=Pool(num_cpus=3.5))
+        for i in range(2)
+    ]
+    source = source_set(str(tmp_path / "source"))
+    with pytest.raises(UserError, match="cannot hold the pools and still read: 9 CPU needed, 8"):
+        run_stage(build(tmp_path), job="large", source=source, steps=steps, settings={})
