@@ -30,6 +30,7 @@ JOBS = (
     "embed",
     "clean",
     "vectors",
+    "seed",
     "screen",
     "expand",
     "assemble/identities",
@@ -54,7 +55,15 @@ def configuration(folder: Path, workspace: Path) -> list[str]:
         "embed": {"pool": {"min": 2, "max": 2, "batch_size": 2}},
         "screen": {"galleries": galleries},
         "vectors": {"count": 12, "ceiling": 0.99},
+        "seeds": {
+            "number": 8,
+            "prompts": {"grammar": "portraits"},
+            "diffusion": {"steps": 6, "guidance": 2.0, "batch_size": 2},
+            "pool": {"min": 2, "max": 2, "batch_size": 2},
+            "reference_pool": {"batch_size": 2},
+        },
         "expand": {
+            "sources": ["vec", "seed"],
             "images": 20,
             "false_match_rate": 0.01,
             "pool": {"min": 2, "max": 2, "batch_size": 2},

@@ -198,7 +198,9 @@ class Training:
                 sums[name] = sums.get(name, 0) + value.detach()
             pictures += self._batch_size(step)
             if (step + 1) % _LOOK_EVERY == 0:
-                on_step(step + 1, ", ".join(f"{k} {float(v):.4f}" for k, v in parts.items()))
+                on_step(
+                    step + 1, ", ".join(f"{k} {float(v.detach()):.4f}" for k, v in parts.items())
+                )
         means = {name: float(value) / (last - first) for name, value in sums.items()}
         if not all(math.isfinite(value) for value in means.values()):
             raise UserError(

@@ -15,14 +15,15 @@ from diffusers import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from raypipe.config.diffusion_training import DiffusionTrainingConfig
 
 LATENTS = 4  # channels, as in Stable Diffusion
 DOWN = 4  # times that the autoencoder makes a side shorter
 TOKENS = 32  # of a prompt; captions of the small grammar have 20
-_VOCABULARY = 600
 _HEADS = 4
+_SPECIAL, _END = ("<|startoftext|>", "<|endoftext|>"), "</w>"  # of CLIP's tokenizer
 # Of Stable Diffusion (scheduler/scheduler_config.json of its published pipelines).
 _NOISE = {
     "num_train_timesteps": 1000,
@@ -56,18 +57,40 @@ def noise_schedule() -> Any:
     return DDPMScheduler(**_NOISE, clip_sample=False)
 
 
+def _tokenizer(sentences: Iterable[str]) -> CLIPTokenizer:
+    """A tokenizer for which most words of sentences are a token each.
+
+    Its merges put the words together letter by letter. Those that `tokenizers` learns come in
+    another order every time, and the networks of all workers must agree on them.
+    """
+    bare = CLIPTokenizer().backend_tokenizer
+    words = {
+        word
+        for sentence in sentences
+        for word, _ in bare.pre_tokenizer.pre_tokenize_str(bare.normalizer.normalize_str(sentence))
+    }
+    merges: dict[tuple[str, str], None] = {}
+    for word in sorted(words):
+        letters = [*word[:-1], f"{word[-1]}{_END}"]
+        for place in range(1, len(letters)):
+            merges["".join(letters[:place]), letters[place]] = None
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*_SPECIAL, *letters, *(f"{letter}{_END}" for letter in letters)]
+    tokens += [first + second for first, second in merges]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(dict.fromkeys(tokens))},
+        merges=list(merges),  # type: ignore[arg-type]
+        model_max_length=TOKENS,
+    )
+
+
 def build(config: DiffusionTrainingConfig, sentences: Iterable[str]) -> Parts:
     """New networks, drawn from torch's generator.
 
     Args:
         sentences: whose words the tokenizer learns; other words are spelt in pieces.
     """
-    tokenizer = CLIPTokenizer(model_max_length=TOKENS).train_new_from_iterator(
-        [[sentence] for sentence in sorted(set(sentences))],
-        _VOCABULARY,
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    tokenizer = _tokenizer(sentences)
     unet = UNet2DConditionModel(
         sample_size=config.side // DOWN,
         in_channels=LATENTS,
@@ -126,6 +149,7 @@ def pipeline(parts: Parts) -> Any:
 
 def save(parts: Parts, folder: str, dtype: torch.dtype) -> None:
     """Writes a folder that diffusers loads, with weights as safetensors of a type."""
+    disable_progress_bar()  # of a file that is written in a moment
     for module in (parts.vae, parts.unet, parts.text):
         module.to(dtype)
     pipeline(parts).save_pretrained(folder, safe_serialization=True)

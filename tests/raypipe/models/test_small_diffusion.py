@@ -1,0 +1,49 @@
+"""The parts of a small Stable Diffusion."""
+
+import torch
+
+from raypipe.config.diffusion_training import DiffusionTrainingConfig
+from raypipe.models import small_diffusion
+from raypipe.models.small_diffusion import TOKENS, tokenize
+from raypipe.prompts import load_grammar, say
+
+GRAMMAR = load_grammar("portraits")
+SENTENCES = [
+    say(GRAMMAR, {name: value})
+    for name, attribute in GRAMMAR.attributes.items()
+    for value in attribute.values
+]
+CONFIG = DiffusionTrainingConfig(
+    side=32,
+    vae_channels=[32] * 3,
+    unet_channels=[32] * 3,
+    text_width=32,
+    text_layers=1,
+)
+
+
+def test_every_process_builds_the_same_networks_and_words() -> None:
+    made = []
+    for sentences in (SENTENCES, [*reversed(SENTENCES), SENTENCES[0]]):
+        torch.manual_seed(0)
+        made.append(small_diffusion.build(CONFIG, sentences))
+    first, second = made
+    assert first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
+    assert tokenize(first.tokenizer, SENTENCES).equal(tokenize(second.tokenizer, SENTENCES))
+    for name in ("vae", "unet", "text"):
+        states = (getattr(parts, name).state_dict() for parts in (first, second))
+        for one, other in zip(*(state.values() for state in states), strict=True):
+            assert one.equal(other)
+
+
+def test_a_word_is_a_token_and_a_prompt_fits() -> None:
+    tokenizer = small_diffusion.build(CONFIG, SENTENCES).tokenizer
+    for word in ("portrait", "skin", "background", "photo", "light,", "camera"):
+        assert len(tokenizer.tokenize(word)) <= 2, word
+    longest = max(len(tokenizer(sentence).input_ids) for sentence in SENTENCES)
+    ids = tokenize(tokenizer, SENTENCES)
+    assert ids.shape == (len(SENTENCES), TOKENS)
+    assert longest < TOKENS
+    assert len({tuple(row.tolist()) for row in ids}) == len(set(SENTENCES))
+    # A word that nobody said is spelt, not unknown.
+    assert tokenizer.decode(tokenizer("zebra")["input_ids"], skip_special_tokens=True) == "zebra"
