@@ -71,7 +71,7 @@ def configuration(folder: Path, workspace: Path) -> list[str]:
         "assemble": {
             "images_per_identity": 24,
             "shard_size": 200,
-            "phases": ["vec", "base"],
+            "phases": ["vec", "seed", "base"],
             "replacement": None,
         },
         "train": {
