@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from raypipe.errors import UserError
-from raypipe.pose import DLIB_HEAD as _HEAD
-from raypipe.pose import pose
+from raypipe.pose import DLIB_HEAD, pose
 
 NO_FACE = -1.0  # the detector looks for nothing that scores less
 _MARGIN = 28  # pixels of a crop that are repeated around it: the detector wants room
@@ -93,4 +92,4 @@ class Labeller:
             ]
             shape = self._landmarks(rgb, self._rectangle(*map(round, moved)))
             points.append([[p.x, p.y] for p in shape.parts()])
-        return max(scores), *pose(np.mean(points, axis=0), _HEAD)
+        return max(scores), *pose(np.mean(points, axis=0), DLIB_HEAD)

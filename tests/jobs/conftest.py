@@ -1,11 +1,19 @@
 """What tests of several jobs begin with."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from jobs.stage import totals
+from raypipe.config import Build
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.embedders import open_embedder
@@ -40,3 +48,29 @@ def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
     )
     return work
+
+
+@pytest.fixture
+def killed_once_saved(ray_cluster: None) -> Callable[[str, Build, str], None]:
+    """Runs a job in a process of its own, which is killed once there is a file of a pattern in the
+    workspace."""
+
+    def run(job: str, config: Build, pattern: str) -> None:
+        code = (
+            f"import sys; from jobs import {job}; from raypipe.config import Build;"
+            f"{job}.run(Build.model_validate_json(sys.argv[1]))"
+        )
+        address = ray.get_runtime_context().gcs_address
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, config.model_dump_json()],
+            env={**os.environ, "RAY_ADDRESS": address},
+        )
+        workspace = Path(config.workspace)
+        while not list(workspace.glob(pattern)):
+            assert process.poll() is None, "it ended before it saved anything"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (workspace / pattern.split("/")[0] / "manifest.json").exists()
+
+    return run

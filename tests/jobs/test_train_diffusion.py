@@ -1,14 +1,8 @@
 """Real training of a tiny Stable Diffusion with Ray Train, on faces of the DCGAN."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-import ray
 import torch
 
 from jobs import train_diffusion
@@ -88,23 +82,11 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(undisturbed):
         train_diffusion.run(configured(workspace, ema=0.5))
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(undisturbed, cleaned, tmp_path):
+def test_a_killed_run_goes_on_from_its_checkpoint(
+    undisturbed, cleaned, tmp_path, killed_once_saved
+):
     config = configured(copied(cleaned, tmp_path))
-    code = (
-        "import sys; from jobs import train_diffusion; from raypipe.config import Build;"
-        "train_diffusion.run(Build.model_validate_json(sys.argv[1]))"
-    )
-    address = ray.get_runtime_context().gcs_address
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json()],
-        env={**os.environ, "RAY_ADDRESS": address},
-    )
-    while not list((tmp_path / "diffusion/checkpoints").glob("run/checkpoint_*/state.pt")):
-        assert first.poll() is None, "it ended before it saved anything"
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    assert not (tmp_path / "diffusion/manifest.json").exists()
+    killed_once_saved("train_diffusion", config, "diffusion/checkpoints/run/checkpoint_*/state.pt")
     assert train_diffusion.run(config).content_digest == undisturbed[1].content_digest
 
 

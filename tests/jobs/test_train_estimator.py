@@ -1,10 +1,6 @@
 """Real labels and a short training on a few faces of the DCGAN."""
 
 import hashlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -77,20 +73,13 @@ def test_writes_weights_and_what_they_are_worth(undisturbed):
         train_estimator.run(configured(workspace, epochs=4))
 
 
-def test_a_killed_run_keeps_its_labels_and_ends_the_same(undisturbed, people, tmp_path):
+def test_a_killed_run_keeps_its_labels_and_ends_the_same(
+    undisturbed, people, tmp_path, killed_once_saved
+):
     make_set(tmp_path, people)
     config = configured(tmp_path)
-    code = (
-        "import sys; from jobs import train_estimator; from raypipe.config import Build;"
-        "train_estimator.run(Build.model_validate_json(sys.argv[1]))"
-    )
-    first = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()])
+    killed_once_saved("train_estimator", config, "estimator/labels/*.json")
     labels = tmp_path / "estimator/labels"
-    while not list(labels.glob("*.json")):
-        assert first.poll() is None, "it ended before it saved anything"
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in labels.glob("*.json")}
     assert len(kept) < FILES
     assert train_estimator.run(config).content_digest == undisturbed[1].content_digest

@@ -1,15 +1,9 @@
 """Real training of a tiny Vec2Face with Ray Train, on faces of the DCGAN with their features."""
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-import ray
 
 from jobs import train_generator
 from jobs.work import begin
@@ -115,24 +109,10 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(undisturbed):
         train_generator.run(configured(workspace, clip=1.0))
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(undisturbed, people, tmp_path):
+def test_a_killed_run_goes_on_from_its_checkpoint(undisturbed, people, tmp_path, killed_once_saved):
     make_set(tmp_path, people)
     config = configured(tmp_path)
-    code = (
-        "import sys; from jobs import train_generator; from raypipe.config import Build;"
-        "train_generator.run(Build.model_validate_json(sys.argv[1]))"
-    )
-    address = ray.get_runtime_context().gcs_address
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json()],
-        env={**os.environ, "RAY_ADDRESS": address},
-    )
-    while not list((tmp_path / "generator/checkpoints").glob("run/checkpoint_*/state.pt")):
-        assert first.poll() is None, "it ended before it saved anything"
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    assert not (tmp_path / "generator/manifest.json").exists()
+    killed_once_saved("train_generator", config, "generator/checkpoints/run/checkpoint_*/state.pt")
     assert train_generator.run(config).content_digest == undisturbed[1].content_digest
 
 

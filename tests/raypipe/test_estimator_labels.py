@@ -4,24 +4,25 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
-from raypipe.estimator_labels import _HEAD, NO_FACE, Labeller, pose
+from raypipe.estimator_labels import NO_FACE, Labeller
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
 from raypipe.models.vec2face import to_pixels
+from raypipe.pose import DLIB_HEAD, pose
 
 
 @pytest.mark.parametrize(
     ("yaw", "pitch", "roll"), [(0, 0, 0), (20, 5, 3), (-40, -15, -30), (35, 20, 25)]
 )
 def test_pose_of_a_head_that_is_turned_and_photographed(yaw, pitch, roll):
-    turned = Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).apply(_HEAD)
+    turned = Rotation.from_euler("YXZ", [yaw, pitch, roll], degrees=True).apply(DLIB_HEAD)
     photographed = turned[:, :2] * [4.2, -4.2] + [30, 70]
     assert pose(photographed) == pytest.approx((yaw, pitch), abs=1e-3)
 
 
 def test_signs_of_pose():
     """The nose goes to the right and down beside eyes that stay."""
-    frontal = _HEAD[:, :2] * [5, -5]
+    frontal = DLIB_HEAD[:, :2] * [5, -5]
     right, down = frontal.copy(), frontal.copy()
     right[4, 0] += 3
     down[4, 1] += 3
