@@ -8,12 +8,10 @@ from raypipe.manifest import Manifest, read_manifest
 
 # In the order of a build; the folder of a job has its name.
 JOBS = (
-    *("sample", "ingest", "embed", "clean", "seed", "vectors", "screen", "expand"),
+    *("sample", "ingest", "embed", "clean", "vectors", "seed", "screen", "expand"),
     *("assemble", "train", "evaluate"),
 )
-OPTIONAL = frozenset(
-    {"sample", "seed", "vectors", "expand"}
-)  # run where the configuration has their part
+OPTIONAL = frozenset({"sample", "vectors", "seed", "expand"})  # where there is their part
 
 
 class Workspace:
