@@ -13,6 +13,7 @@ needed is rejected as surplus; so `screen` decides the same, and lets in as many
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -45,11 +46,12 @@ _SPEED = {"pool", "reference_pool"}  # what changes how fast the job is and not 
 _AMOUNT = {"number", "tries", "limit"}
 
 
-class _Compared(NamedTuple):
-    """With whom references are compared."""
+class _Recipe(NamedTuple):
+    """What a picture and its reference depend on, as a manifest notes it."""
 
-    galleries: dict[str, Calibration]
-    others: "ray.ObjectRef[Others]"
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    models: list[str]
 
 
 def run(config: Build) -> Manifest:
@@ -64,30 +66,13 @@ def run(config: Build) -> Manifest:
         raise UserError("seed: the configuration has no part 'seeds'")
     jobs = ["clean", *(["vectors"] if config.vectors else [])]
     sets = {job: finished("seed", storage.join(config.workspace, job)) for job in jobs}
-    roots = [storage.join(config.workspace, job) for job in jobs]
     galleries = embedded(config)
-    # What a picture and its reference depend on.
-    drawing = {
-        **seeds.model_dump(exclude=_SPEED | _AMOUNT),
-        "embedder": config.embedder.model_dump(exclude={"weights"}),
-        "seed": config.seed,
-    }
-    # Where weights lie does not matter: their digests are noted.
-    drawing["aligner"].pop("weights")
-    drawing["diffusion"]["model"] = model_name(seeds.diffusion)
-    sources = {
-        "grammar": load_grammar(seeds.prompts.grammar).digest,
-        "model": digest(seeds.diffusion),
-    }
-    if seeds.diffusion.second_pass:
-        sources["second_pass"] = digest(seeds.diffusion, second_pass=True)
-    embedder = config.embedder.weights or shipped("dlib_resnet_v1.safetensors")
-    models = [embedder, *weights_files(seeds.aligner)]
+    recipe = _recipe(config, seeds)
     work = begin(
         config,
         job="seed",
         settings={
-            **drawing,
+            **recipe.settings,
             **seeds.model_dump(include=_AMOUNT),
             "false_match_rate": config.screen.false_match_rate,
             "first": config.ingest.sources[0].name,
@@ -95,46 +80,26 @@ def run(config: Build) -> Manifest:
         inputs={
             **{job: found.content_digest for job, found in sets.items()},
             **{f"gallery {gallery.name}": gallery.digest for gallery in galleries},
-            **sources,
+            **recipe.inputs,
         },
-        models=models,
+        models=recipe.models,
     )
     if work.manifest:
         return work.manifest
     connect(config)
-    steps = _steps(config, seeds, sources)
+    steps = _steps(config, seeds, recipe)
     preflight("seed", [step.pool for step in steps])
     before = sum(found.counts["identities"]["total"] for found in sets.values())
-    compared: _Compared | None = None
+    screening = _Screening(config, [storage.join(config.workspace, job) for job in jobs], galleries)
     waves: list[str] = []
     drawn: Drawn | None = None
     while drawn is None or drawn.admitted < seeds.number:
         wave = plan(drawn, number=seeds.number, tries=seeds.tries, limit=seeds.limit)
-        name = f"{len(waves):03d}"
-        asked = _ask(config, f"seed/asked/{name}", wave, waves, before)
-        run_stage(
-            config,
-            job=f"seed/waves/{name}",
-            source=asked,
-            steps=steps,
-            settings=drawing,
-            inputs=sources,
-            models=models,
-        )
-        waves.append(work.path("waves", name))
+        waves.append(_draw(config, recipe, steps, wave, waves, before))
         facts = storage.join(waves[-1], ADMITTED)
         if not storage.exists(facts):
-            with work.timed(f"admission {name}"):
-                compared = compared or _get(lambda: _compared(config, roots, galleries))
-                admitted = _task(
-                    _admitted,
-                    search(config, waves, galleries),
-                    compared.others,
-                    compared.galleries,
-                    seeds.number,
-                    config.screen.false_match_rate,
-                )
-            storage.write_json(facts, admitted)
+            with work.timed(f"admission {len(waves) - 1:03d}"):
+                storage.write_json(facts, screening.admitted(waves, seeds.number))
         admitted = storage.read_json(facts)
         drawn = _task(_outcome, waves, admitted)
         console.print(
@@ -163,7 +128,26 @@ def run(config: Build) -> Manifest:
     return manifest
 
 
-def _steps(config: Build, seeds: SeedsConfig, sources: dict[str, str]) -> list[Step]:
+def _recipe(config: Build, seeds: SeedsConfig) -> _Recipe:
+    settings = {
+        **seeds.model_dump(exclude=_SPEED | _AMOUNT),
+        "embedder": config.embedder.model_dump(exclude={"weights"}),
+        "seed": config.seed,
+    }
+    # Where weights lie does not matter: their digests are noted.
+    settings["aligner"].pop("weights")
+    settings["diffusion"]["model"] = model_name(seeds.diffusion)
+    inputs = {
+        "grammar": load_grammar(seeds.prompts.grammar).digest,
+        "model": digest(seeds.diffusion),
+    }
+    if seeds.diffusion.second_pass:
+        inputs["second_pass"] = digest(seeds.diffusion, second_pass=True)
+    embedder = config.embedder.weights or shipped("dlib_resnet_v1.safetensors")
+    return _Recipe(settings, inputs, [embedder, *weights_files(seeds.aligner)])
+
+
+def _steps(config: Build, seeds: SeedsConfig, recipe: _Recipe) -> list[Step]:
     """Draw, check; where there is a second pass, draw again and check that."""
     draw = {"config": seeds.diffusion.model_dump(), "seed": config.seed}
     draw["threads"] = max(1, int(seeds.pool.num_cpus))
@@ -177,13 +161,13 @@ def _steps(config: Build, seeds: SeedsConfig, sources: dict[str, str]) -> list[S
         Step(
             name="diffuse",
             actor=DiffuseActor,
-            arguments={**draw, "weights": sources["model"]},
+            arguments={**draw, "weights": recipe.inputs["model"]},
             pool=seeds.pool,
         ),
         Step(name="check", actor=ReferenceActor, arguments=check, pool=seeds.reference_pool),
     ]
     if seeds.diffusion.second_pass:
-        again = {"grammar": seeds.prompts.grammar, "weights": sources["second_pass"]}
+        again = {"grammar": seeds.prompts.grammar, "weights": recipe.inputs["second_pass"]}
         steps += [
             Step(
                 name="diffuse_again",
@@ -216,6 +200,28 @@ def _task(function: Callable[..., Any], *arguments: Any) -> Any:
     return _get(lambda: ray.get(ray.remote(num_cpus=1)(function).remote(*arguments)))
 
 
+def _draw(
+    config: Build,
+    recipe: _Recipe,
+    steps: list[Step],
+    wave: Wave,
+    waves: list[str],
+    before: int,
+) -> str:
+    """Draws a wave after the earlier ones; the root of its face set."""
+    name = f"{len(waves):03d}"
+    run_stage(
+        config,
+        job=f"seed/waves/{name}",
+        source=_ask(config, f"seed/asked/{name}", wave, waves, before),
+        steps=steps,
+        settings=recipe.settings,
+        inputs=recipe.inputs,
+        models=recipe.models,
+    )
+    return storage.join(config.workspace, "seed", "waves", name)
+
+
 def _ask(config: Build, job: str, wave: Wave, waves: list[str], before: int) -> str:
     """The face set of the identities that a wave draws pictures of."""
     assert config.seeds is not None
@@ -242,13 +248,35 @@ def _write_asked(
     return summarise(root)
 
 
-def _compared(config: Build, roots: list[str], galleries: list[Gallery]) -> _Compared:
-    measured = {one.name: one.calibration for one in calibrated(config, galleries)}
-    rate, first = config.screen.false_match_rate, config.ingest.sources[0].name
-    searched = search(config, roots, galleries)
-    task = ray.remote(num_cpus=1)(_others).remote(searched, measured, rate, first)
-    ray.wait([task])
-    return _Compared(measured, task)
+class _Screening:
+    """Compares references with galleries and the other sets, which are looked at once.
+
+    Args:
+        roots: of the sets that are screened along with the references.
+    """
+
+    def __init__(self, config: Build, roots: list[str], galleries: list[Gallery]) -> None:
+        self._config = config
+        self._roots = roots
+        self._galleries = galleries
+
+    def admitted(self, waves: list[str], number: int) -> dict[str, Any]:
+        """As `raypipe.admission.admission` returns it."""
+        rate = self._config.screen.false_match_rate
+        new = search(self._config, waves, self._galleries)
+        return _task(_admitted, new, self._others, self._calibrations, number, rate)
+
+    @cached_property
+    def _calibrations(self) -> dict[str, Calibration]:
+        found = _get(lambda: calibrated(self._config, self._galleries))
+        return {one.name: one.calibration for one in found}
+
+    @cached_property
+    def _others(self) -> "ray.ObjectRef[Others]":
+        config = self._config
+        rate, first = config.screen.false_match_rate, config.ingest.sources[0].name
+        searched = search(config, self._roots, self._galleries)
+        return ray.remote(num_cpus=1)(_others).remote(searched, self._calibrations, rate, first)
 
 
 def _others(
