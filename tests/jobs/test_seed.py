@@ -165,14 +165,6 @@ def test_too_many_for_the_model_is_said(cleaned: Path, ray_cluster: None, tmp_pa
         seed.run(build(work, "seeds.number=20", "seeds.limit=1", "seeds.tries=1"))
 
 
-def test_no_face_at_all_is_said_with_the_reason(
-    cleaned: Path, ray_cluster: None, tmp_path: Path
-) -> None:
-    work = copied(cleaned, tmp_path)
-    with pytest.raises(UserError, match=r"none of 2 pictures became a new person \(seed:\w+ \d"):
-        seed.run(build(work, "seeds.number=2", "seeds.gates.min_size=64"))
-
-
 def test_without_its_part_of_the_configuration_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no part 'seeds'"):
         seed.run(build(tmp_path, "seeds=null"))
