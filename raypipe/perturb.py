@@ -5,36 +5,25 @@ asked for with it, and an image that was refused is drawn again with the next at
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
 from raypipe import seeding
+from raypipe.shares import deal
 from raypipe.templates import unit
 
 # Published: image_generation.py of github.com/HaiyuWu/Vec2Face, for features with a standard
 # deviation of about 1 in every component. There the shares hold for all identities together.
 SIGMAS = (0.3, 0.5, 0.7)
-PERCENT = (40, 40, 20)
+SHARES = (Fraction(40, 100), Fraction(40, 100), Fraction(20, 100))
 REFERENCE_SIGMA = 0.2  # published: noise around the vector of a reference image
 _ROUNDING = 1e-6  # of a cosine, by float32 vectors
 
 
-def allot(count: int) -> list[int]:
-    """How many of an identity's images get each of `SIGMAS`, by the largest remainders.
-
-    They sum to count; among equal remainders the smaller sigma comes first.
-    """
-    whole = [count * percent // 100 for percent in PERCENT]
-    order = sorted(range(len(PERCENT)), key=lambda i: -(count * PERCENT[i] % 100))
-    for i in order[: count - sum(whole)]:
-        whole[i] += 1
-    return whole
-
-
 def sigmas(count: int, *, seed: int, identity_id: str) -> np.ndarray:
     """The sigma of every image of an identity with `count` images, float64 (count,)."""
-    values = np.repeat(SIGMAS, allot(count))
-    return seeding.generator(seed, identity_id, stream="perturb:sigmas").permutation(values)
+    return deal(SIGMAS, SHARES, count, seed=seed, identity_id=identity_id, stream="perturb:sigmas")
 
 
 def mixture(
@@ -61,7 +50,9 @@ def mixture(
         float32 (n, D), in the order of `images`.
     """
     spreads = sigmas(count, seed=seed, identity_id=identity_id)[list(images)]
-    return _noisy(vector, images, spreads * scale, seed, identity_id, attempt)
+    return noisy(
+        vector, images, spreads * scale, seed=seed, identity_id=identity_id, attempt=attempt
+    )
 
 
 def reference(
@@ -76,7 +67,7 @@ def reference(
     """The published mode for the vector of a reference image: N(0, 0.2) is added and the length
     restored. Arguments and result as for `mixture`."""
     spreads = np.full(len(images), REFERENCE_SIGMA * scale)
-    return _noisy(vector, images, spreads, seed, identity_id, attempt)
+    return noisy(vector, images, spreads, seed=seed, identity_id=identity_id, attempt=attempt)
 
 
 def directed(
@@ -118,14 +109,26 @@ def directed(
     return result
 
 
-def _noisy(
+def noisy(
     vector: np.ndarray,
     images: Sequence[int],
     spreads: np.ndarray,
+    *,
     seed: int,
     identity_id: str,
-    attempt: int,
+    attempt: int = 0,
 ) -> np.ndarray:
+    """N(0, σ) is added with a σ for each image, and the length restored.
+
+    Args:
+        vector: float32 (D,), raw.
+        images: indexes of n images.
+        spreads: (n,), their σ, in the unit of the vector's components, from 0.
+        attempt: how often the image was drawn before.
+
+    Returns:
+        float32 (n, D), in the order of `images`.
+    """
     length = np.linalg.norm(vector.astype(np.float64))
     noise = [
         seeding.generator(seed, identity_id, image, f"perturb:{attempt}").standard_normal(

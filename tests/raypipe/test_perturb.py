@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypipe.perturb import allot, directed, mixture, reference, sigmas
+from raypipe.perturb import SHARES, directed, mixture, noisy, reference, sigmas
+from raypipe.shares import allot
 from raypipe.templates import unit
 
 # As long as features of the published embedder are, where the cosines below come from.
@@ -21,7 +22,7 @@ def cosines(variations: np.ndarray, vector: np.ndarray = VECTOR) -> np.ndarray:
 @settings(deadline=None)
 @given(st.integers(0, 500))
 def test_the_shares_are_exact_by_identity(count: int):
-    parts = allot(count)
+    parts = allot(count, SHARES)
     assert sum(parts) == count
     assert (np.abs(np.subtract(parts, count * np.array([0.4, 0.4, 0.2]))) < 1).all()
     given = Counter(sigmas(count, seed=1, identity_id="a").tolist())
@@ -29,7 +30,7 @@ def test_the_shares_are_exact_by_identity(count: int):
 
 
 def test_fifty_images_are_twenty_twenty_ten_and_mixed():
-    assert allot(50) == [20, 20, 10] and allot(1) == [1, 0, 0] and allot(3) == [1, 1, 1]
+    assert [allot(count, SHARES) for count in (50, 1, 3)] == [[20, 20, 10], [1, 0, 0], [1, 1, 1]]
     one, other = (sigmas(50, seed=1, identity_id=name).tolist() for name in "ab")
     assert one != other and one != sorted(one)
 
@@ -56,7 +57,9 @@ MODES = {
     "mixture": lambda images, **more: mixture(VECTOR, images, count=30, **more),
     "reference": lambda images, **more: reference(VECTOR, images, **more),
     "directed": lambda images, **more: directed(VECTOR, images, lowest=0.6, nearest=0.2, **more),
+    "noisy": lambda images, **more: noisy(VECTOR, images, np.take(NOISE, images), **more),
 }
+NOISE = np.linspace(0.2, 2, 30)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -80,6 +83,12 @@ def test_seed_identity_and_attempt_each_change_every_image(mode: str):
     ):
         assert (np.abs(first - other).max(axis=1) > 0.1).all()
     assert len(np.unique(first, axis=0)) == 30
+
+
+def test_every_image_may_have_a_sigma_of_its_own():
+    made = noisy(VECTOR, range(300), np.repeat([0.0, 0.5, 2.0], 100), seed=4, identity_id="a")
+    means = cosines(made).reshape(3, 100).mean(axis=1)
+    assert means == pytest.approx([1, 0.888, 1 / np.sqrt(1 + 4 / 0.967**2)], abs=0.006)
 
 
 def test_another_attempt_keeps_the_sigma():
