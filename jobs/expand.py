@@ -2,22 +2,28 @@
 
 1. One task measures the thresholds on the pictures of the screened set, and writes down everybody
    whom an image must not be (`others.parquet`, `thresholds.json`).
-2. The identities stream through actors that hold the generator and the embedder.
+2. Where a band of similarity is wanted, one more measures what similarity each value of the
+   generators' dials gives (`dial.json`).
+3. The identities stream through actors that hold the generators and the embedder.
 """
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
 from actors.expand import ExpandActor
-from jobs.cluster import connect
+from jobs.cluster import connect, preflight
 from jobs.progress import console
 from jobs.screen import LEAKAGE
 from jobs.stage import Step, explain, finished, stream
-from jobs.work import begin
-from raypipe import storage
+from jobs.work import Work, begin
+from raypipe import dial, storage
 from raypipe.config import Build
-from raypipe.config.expand import ExpandConfig
+from raypipe.config.expand import ExpandConfig, PainterConfig
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.manifest import STARTED, Manifest
@@ -26,7 +32,7 @@ from raypipe.recheck import calibrate, people_with_pictures
 from raypipe.templates import template
 from raypipe.vectors import class_means, fit
 
-OTHERS, THRESHOLDS = "others.parquet", "thresholds.json"
+OTHERS, THRESHOLDS, DIAL = "others.parquet", "thresholds.json", "dial.json"
 
 
 def run(config: Build) -> Manifest:
@@ -34,73 +40,149 @@ def run(config: Build) -> Manifest:
 
     Raises:
         UserError: where the configuration has no part `expand`, the screened set is unfinished or
-            too small to measure thresholds on, or the weights do not fit the embedder.
+            too small to measure thresholds on, the weights do not fit the embedder, or no image
+            would be in the band.
     """
     expand = config.expand
     if expand is None:
         raise UserError("expand: the configuration has no part 'expand'")
     source = storage.join(config.workspace, "screen")
     origin = finished("expand", source)
-    weights = expand.weights or shipped("vec2face_small.safetensors")
+    weights = [painter.weights or shipped(painter.weights_file) for painter in expand.painters]
     embedder = config.embedder.weights or shipped("dlib_resnet_v1.safetensors")
     work = begin(
         config,
         job="expand",
         settings={
-            **expand.model_dump(exclude={"pool", "weights"}),
+            **_settings(expand),
             "embedder": config.embedder.model_dump(exclude={"weights"}),
             "seed": config.seed,
         },
         inputs={"screen": origin.content_digest},
-        models=[weights, embedder, *_estimators(expand)],
+        models=_distinct([*weights, embedder, *_estimators(expand)]),
     )
     if work.manifest:
         return work.manifest
     connect(config)
-    facts = work.path(THRESHOLDS)
-    if not storage.exists(facts):
-        try:
-            with console.status("expand: measuring thresholds"), work.timed("measure"):
-                measure = ray.remote(num_cpus=1)(_measure)
-                ray.get(measure.remote(config, source, work.root))
-        except (UserError, ray.exceptions.RayError) as error:
-            storage.delete(work.path(STARTED))  # nothing was made: the settings may change
-            if mistake := explain("expand", error):
-                raise mistake from None
-            raise
-    measured = storage.read_json(facts)
-    step = Step(
-        name="expand",
-        actor=ExpandActor,
-        arguments={
-            "config": expand.model_dump(),
-            "embedder": config.embedder.model_dump(),
-            "weights": (weights, work.origin.models[weights.rsplit("/", 1)[-1]]),
-            "others": work.path(OTHERS),
-            "galleries": [
-                (name, storage.join(source, "galleries", name, "embed"))
-                for name in measured["thresholds"]["galleries"]
-            ],
-            "thresholds": measured["thresholds"],
-            "scale": measured["scale"],
-            "centre": measured["centre"],
-            "seed": config.seed,
-            "threads": max(1, int(expand.pool.num_cpus)),
-        },
-        pool=expand.pool,
-    )
+    try:
+        arguments = _prepare(config, work, source, weights)
+    except (UserError, ray.exceptions.RayError) as error:
+        for name in (DIAL, THRESHOLDS, STARTED):  # nothing was made: the settings may change
+            storage.delete(work.path(name))
+        if mistake := explain("expand", error):
+            raise mistake from None
+        raise
+    step = Step(name="expand", actor=ExpandActor, arguments=arguments, pool=expand.pool)
     return stream(config, work, sources=[source], steps=[step])
+
+
+def _settings(expand: ExpandConfig) -> dict[str, Any]:
+    """What the images depend on, but for what the weight files hold."""
+
+    def of(painter: PainterConfig) -> dict[str, Any]:
+        without = {"pool", "weights", "mix", *painter.foreign}
+        return painter.model_dump(mode="json", exclude=without)
+
+    # The digests of the files are noted by their names.
+    mix = [of(painter) | {"weights": painter.weights_file} for painter in expand.mix]
+    return {**of(expand), "mix": mix}
+
+
+def _distinct(paths: Sequence[str]) -> list[str]:
+    """The paths, each once.
+
+    Raises:
+        UserError: where two of them have the same file name, by which their digests are noted.
+    """
+    places: dict[str, str] = {}
+    for path in paths:
+        name = path.rpartition("/")[2]
+        if places.setdefault(name, path) != path:
+            raise UserError(
+                f"expand: {places[name]} and {path} are two weight files of one name; rename one"
+            )
+    return list(places.values())
 
 
 def _estimators(expand: ExpandConfig) -> list[str]:
     """Weight files of the estimators that attributes are measured with."""
-    goals = expand.attributes.goals if expand.attributes else []
+    goals = [
+        goal
+        for painter in expand.painters
+        for goal in (painter.attributes.goals if painter.attributes else [])
+    ]
     files = {
         goal.weights or shipped("face_attributes.safetensors")
         for goal in goals
         if goal.weights or goal.estimator.startswith("raypipe.estimators:face_")
     }
     return sorted(files)
+
+
+def _prepare(config: Build, work: Work, source: str, weights: list[str]) -> dict[str, Any]:
+    """Measures what was not measured before a kill; returns the arguments of the actors.
+
+    Args:
+        weights: paths of the generators.
+    """
+    expand = config.expand
+    assert expand is not None
+    if not storage.exists(work.path(THRESHOLDS)):
+        with console.status("expand: measuring thresholds"), work.timed("measure"):
+            ray.get(ray.remote(num_cpus=1)(_measure).remote(config, source, work.root))
+    measured = storage.read_json(work.path(THRESHOLDS))
+    arguments = {
+        "config": expand.model_dump(),
+        "embedder": config.embedder.model_dump(),
+        "weights": [(path, work.origin.models[path.rpartition("/")[2]]) for path in weights],
+        "others": work.path(OTHERS),
+        "galleries": [
+            (name, storage.join(source, "galleries", name, "embed"))
+            for name in measured["thresholds"]["galleries"]
+        ],
+        "thresholds": measured["thresholds"],
+        "scale": measured["scale"],
+        "centre": measured["centre"],
+        "seed": config.seed,
+        "threads": max(1, int(expand.pool.num_cpus)),
+    }
+    if expand.band is None:
+        return arguments
+    if not storage.exists(work.path(DIAL)):
+        preflight("expand", [expand.pool])
+        pool = expand.pool
+        task = ray.remote(
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus or None,
+            memory=pool.memory,
+            accelerator_type=pool.accelerator_type,
+        )(_calibrate)
+        with console.status("expand: measuring the dials"), work.timed("dial"):
+            ray.get(task.remote(arguments, source, work.path(DIAL)))
+    found = storage.read_json(work.path(DIAL))
+    return arguments | {"curves": [painter["curve"] for painter in found["painters"]]}
+
+
+def _calibrate(arguments: dict[str, Any], source: str, path: str) -> None:
+    """Writes `dial.json`, where the band is within reach."""
+    expand = ExpandConfig(**arguments["config"])
+    assert expand.band is not None
+    names = dial.sample(FaceSet(source).iter_embeddings(), expand.sources, arguments["seed"])
+    curves = ExpandActor(**arguments).measure(source, names) if names else []  # or nobody to make
+    measured = list(zip(expand.painters, curves, strict=False))
+    for painter, curve in measured:
+        dial.check_band(expand.band, curve, arguments["thresholds"]["own"], painter.weights_file)
+    storage.write_json(
+        path,
+        {
+            "band": expand.band,
+            "identities": names,
+            "painters": [
+                {"kind": painter.kind, "weights": painter.weights_file, "curve": asdict(curve)}
+                for painter, curve in measured
+            ],
+        },
+    )
 
 
 def _measure(config: Build, source: str, root: str) -> None:
@@ -138,7 +220,7 @@ def _measure(config: Build, source: str, root: str) -> None:
         storage.join(root, THRESHOLDS),
         {
             "thresholds": thresholds,
-            "scale": config.expand.perturbation.scale or law.spread,
+            "scale": law.spread,
             "centre": law.mean.tolist(),
             "false_match_rates": {
                 "own": config.expand.false_match_rate,

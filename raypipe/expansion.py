@@ -1,28 +1,26 @@
-"""From one reference image or vector to many images of that person, with Vec2Face.
+"""From one reference image or vector to many images of that person, each checked.
 
 Everything that is drawn depends on (seed, identity, image, attempt), and a model batch holds images
 of one identity only, so an identity comes out the same whatever else is expanded with it.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from raypipe import perturb
-from raypipe.attributes import AttributeControl
+from raypipe import dial
 from raypipe.config.expand import ExpandConfig
+from raypipe.dial import Aim, Curve
 from raypipe.embedders import Embedder
 from raypipe.errors import UserError
 from raypipe.faceset import NO_PICTURE, ExpandEvidence, Identity, Image
 from raypipe.images import decode, encode_jpeg
-from raypipe.models.vec2face import Vec2Face, to_pixels
-from raypipe.models.vec2face_sizes import INFERENCE
-from raypipe.recheck import Others
-from raypipe.seeding import generator
+from raypipe.painters import Order, Painter
+from raypipe.recheck import OUT_OF_BAND, Others, similarities
+from raypipe.shares import deal, stratify
 
-GENERATOR = "vec2face"
+_MEASURING = -1  # the attempt under which a curve is measured: no image of the set has it
 
 
 def reference(identity: Identity) -> Image:
@@ -41,85 +39,96 @@ def reference(identity: Identity) -> Image:
     return found[0]
 
 
-class _Drawn(TypedDict):
-    """From what a vector's noise is drawn."""
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one painter makes of an identity.
 
-    seed: int
-    identity_id: str
-    attempt: int
+    Attributes:
+        numbers: of its images.
+        aim: sets its dial; None without a band.
+    """
+
+    painter: Painter
+    numbers: frozenset[int]
+    aim: Aim | None
 
 
 class Expander:
     """Makes the images of identities.
 
     Args:
-        network: as `Vec2Face.prepare` makes it ready.
-        weights: hex SHA-256 of its file.
-        device: where the network is.
-        embedder: of the features that the network takes.
-        scale: unit of the noise on vectors.
+        painters: one for each of `config.painters`.
+        embedder: of the features that the networks take.
         seed: of the run.
-        attributes: moves vectors until their images show what `config.attributes` asks for.
+        curves: one for each painter where the configuration has a band.
 
     Raises:
-        UserError: where the network takes features of another length.
+        UserError: where a network takes features of another length.
     """
 
     def __init__(
         self,
         config: ExpandConfig,
-        network: Vec2Face,
+        painters: Sequence[Painter],
         *,
-        weights: str,
-        device: torch.device,
         embedder: Embedder,
         others: Others,
-        scale: float,
         seed: int,
-        attributes: AttributeControl | None = None,
+        curves: Sequence[Curve] = (),
     ) -> None:
-        if network.sizes.vector != embedder.dimension:
-            raise UserError(
-                f"expand.weights: the generator takes features of {network.sizes.vector} numbers "
-                f"and the embedder makes {embedder.dimension}; name the embedder that the "
-                "generator was trained with"
-            )
+        for painter in painters:
+            if painter.features != embedder.dimension:
+                raise UserError(
+                    f"expand.weights: the generator takes features of {painter.features} numbers "
+                    f"and the embedder makes {embedder.dimension}; name the embedder that the "
+                    "generator was trained with"
+                )
         self._config = config
-        self._network = network
-        self._weights = weights
-        self._device = device
+        self._painters = painters
         self._embedder = embedder
         self._others = others
-        self._scale = scale
         self._seed = seed
-        self._attributes = attributes
+        self._curves = curves
 
     def expand(self, identity: Identity) -> None:
         """Adds images to an identity: those that pass, and the refused ones with their reasons.
 
-        An image that is refused is drawn again, with other noise, up to `attempts` times.
+        An image that is refused is drawn again by its painter, with other noise, up to `attempts`
+        times.
 
         Raises:
             UserError: where the identity has nothing to be made from.
         """
         origin = reference(identity)
-        vector = origin.embedding
-        assert vector is not None
         wanted = max(self._config.images - len(identity.kept), 0)
+        shares = self._shares(identity, wanted)
         missing, drawn = list(range(wanted)), 0
         unreached: list[str] = []
         for attempt in range(self._config.attempts):
             if not missing:
                 break
-            vectors = self._vary(identity, vector, missing, wanted, attempt)
-            made, reached = self._make(identity, origin, vectors, missing, attempt)
-            unreached += [image.image_id for image, at in zip(made, reached, strict=True) if not at]
-            self._others.check(identity.identity_id, vector, made)
-            identity.images += made
+            made: dict[int, Image] = {}
+            for share in shares:
+                numbers = [number for number in missing if number in share.numbers]
+                if not numbers:
+                    continue
+                order = Order(
+                    identity=identity,
+                    origin=origin,
+                    numbers=numbers,
+                    count=wanted,
+                    attempt=attempt,
+                    dials=share.aim.dials(numbers) if share.aim else None,
+                )
+                images, reached = self._make(share.painter, order)
+                self._check(share, order, images)
+                made |= zip(numbers, images, strict=True)
+                unreached += [
+                    image.image_id for image, at in zip(images, reached, strict=True) if not at
+                ]
+            identity.images += [made[number] for number in missing]
             drawn += len(made)
-            missing = [
-                number for number, image in zip(missing, made, strict=True) if image.rejected
-            ]
+            missing = [number for number in missing if made[number].rejected]
         identity.expand = ExpandEvidence(
             wanted=wanted,
             drawn=drawn,
@@ -127,75 +136,89 @@ class Expander:
             unreached=unreached,
         )
 
-    def _vary(
-        self,
-        identity: Identity,
-        vector: np.ndarray,
-        numbers: Sequence[int],
-        count: int,
-        attempt: int,
-    ) -> np.ndarray:
-        """The vectors of some images, float32 (n, D)."""
-        settings = self._config.perturbation
-        drawn = _Drawn(seed=self._seed, identity_id=identity.identity_id, attempt=attempt)
-        if settings.kind == "mixture":
-            return perturb.mixture(vector, numbers, count=count, scale=self._scale, **drawn)
-        if settings.kind == "reference":
-            return perturb.reference(vector, numbers, scale=self._scale, **drawn)
-        near = identity.screen.nearest_similarity if identity.screen else None
-        return perturb.directed(
-            vector,
-            numbers,
-            lowest=settings.lowest,
-            nearest=-1.0 if near is None else near,
-            **drawn,
-        )
+    def measure(self, identities: Sequence[Identity]) -> list[Curve]:
+        """The curves of the painters: one image of every identity at every value of the grid.
 
-    def _make(
-        self,
-        identity: Identity,
-        origin: Image,
-        vectors: np.ndarray,
-        numbers: Sequence[int],
-        attempt: int,
-    ) -> tuple[list[Image], list[bool]]:
-        """Paints vectors, moved to their attributes, and embeds what was painted; also says which
-        are at their attributes."""
-        tokens = self._network.sizes.side**2
-        drawn = [
-            INFERENCE.draw(
-                generator(self._seed, identity.identity_id, number, f"tokens:{attempt}"), tokens
+        Args:
+            identities: at least one.
+        """
+        curves = []
+        for painter in self._painters:
+            grid = np.linspace(*painter.dials, dial.POINTS)
+            rows = []
+            for identity in identities:
+                order = Order(
+                    identity=identity,
+                    origin=reference(identity),
+                    numbers=range(len(grid)),
+                    count=len(grid),
+                    attempt=_MEASURING,
+                    dials=grid,
+                )
+                images, _ = self._make(painter, order)
+                rows.append(similarities(order.vector, images))
+            curves.append(dial.fit(grid, np.stack(rows), rising=painter.rising))
+        return curves
+
+    def _shares(self, identity: Identity, wanted: int) -> list[_Share]:
+        """What each painter makes, the same at every attempt."""
+        seed, name, places = self._seed, identity.identity_id, range(len(self._painters))
+        made_by = deal(
+            places,
+            self._config.shares,
+            wanted,
+            seed=seed,
+            identity_id=name,
+            stream="expand:painters",
+        )
+        aims: list[Aim | None] = [None for _ in places]
+        if self._config.band is not None:
+            low, high = self._config.band
+            low = max(low, self._others.thresholds.own)  # what is below it does not pass
+            targets = stratify(
+                low, high, wanted, seed=seed, identity_id=name, stream="expand:targets"
             )
-            for number in numbers
+            aims = [Aim(curve, targets) for curve in self._curves]
+        return [
+            _Share(
+                painter=self._painters[place],
+                numbers=frozenset(np.flatnonzero(made_by == place).tolist()),
+                aim=aims[place],
+            )
+            for place in places
         ]
-        noise = torch.from_numpy(np.stack([noise for noise, _ in drawn]))
-        rates = torch.tensor([rate for _, rate in drawn], dtype=torch.float64)
-        inputs = [torch.from_numpy(vectors), noise, rates]
-        moved, noise, rates = (value.to(self._device) for value in inputs)
-        reached = [True] * len(vectors)
-        if self._attributes is not None:
-            person = torch.from_numpy(origin.embedding).to(self._device)
-            wanted = moved.new_tensor(self._attributes.config.values_for(numbers))
-            found = self._attributes.optimise(moved, person.expand_as(moved), wanted, noise, rates)
-            moved, reached = found.vectors, found.converged.tolist()
-        with torch.inference_mode():
-            faces = to_pixels(self._network(moved, noise, rates))
+
+    def _make(self, painter: Painter, order: Order) -> tuple[list[Image], list[bool]]:
+        """Paints images and embeds what was painted; also says which show what was asked for."""
+        faces, reached = painter.paint(order)
         encoded = [encode_jpeg(face, self._config.jpeg_quality) for face in faces]
         # What is stored is what is checked.
-        stored = np.stack([decode(data, source=GENERATOR) for data in encoded])
+        stored = np.stack([decode(data, source=painter.name) for data in encoded])
         embeddings = self._embedder.embed(stored)
-        suffix = f".{attempt}" if attempt else ""
+        suffix = f".{order.attempt}" if order.attempt else ""
         made = [
             Image(
-                image_id=f"{GENERATOR}-{number:04d}{suffix}",
+                image_id=f"{painter.name}-{number:04d}{suffix}",
                 data=data,
-                source=GENERATOR,
-                parent=origin.image_id,
-                generator=GENERATOR,
-                weights=self._weights,
+                source=painter.name,
+                parent=order.origin.image_id,
+                generator=painter.name,
+                weights=painter.weights,
                 seed=self._seed,
                 embedding=embedding,
             )
-            for number, data, embedding in zip(numbers, encoded, embeddings, strict=True)
+            for number, data, embedding in zip(order.numbers, encoded, embeddings, strict=True)
         ]
         return made, reached
+
+    def _check(self, share: _Share, order: Order, images: Sequence[Image]) -> None:
+        """Marks the images that fail, and tells the dial what came out."""
+        self._others.check(order.identity.identity_id, order.vector, images)
+        if share.aim is None or self._config.band is None:
+            return
+        low, high = self._config.band
+        measured = similarities(order.vector, images)
+        share.aim.learn(measured)
+        for image, similarity in zip(images, measured.tolist(), strict=True):
+            if image.rejected is None and not low <= similarity <= high:
+                image.rejected = OUT_OF_BAND

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raypipe.config import Build
-from raypipe.config.expand import ExpandConfig
 from raypipe.manifest import Manifest
 
 NOT_STATED = "not stated"
@@ -129,11 +128,6 @@ def uses(
     return list(dict.fromkeys(found))
 
 
-def generator_file(expand: ExpandConfig) -> str:
-    """Name of the weight file that the expansion job paints with."""
-    return (expand.weights or "vec2face_small.safetensors").rpartition("/")[2]
-
-
 def _embedder_file(config: Build) -> str:
     """Name of the weight file of the embedder."""
     return (config.embedder.weights or "dlib_resnet_v1.safetensors").rpartition("/")[2]
@@ -148,11 +142,11 @@ def _seeding(config: Build, name: str) -> tuple[str, str | None]:
 
 def _expansion(config: Build, name: str) -> tuple[str, str | None]:
     """What a weight file of the expansion job is for, and the licence that is stated."""
-    expand = config.expand
     if name == _embedder_file(config):
         return "embedder", config.embedder.licence
-    if expand and name == generator_file(expand):
-        return "generator of new faces", expand.licence
+    for painter in config.expand.painters if config.expand else []:
+        if name == painter.weights_file:
+            return "generator of new faces", painter.licence
     return "estimator of attributes", None
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from raypipe import storage
 from raypipe.config import Build
+from raypipe.config.expand import ExpandConfig
 from raypipe.manifest import Manifest
-from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, SOMEBODY_ELSE
+from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, OUT_OF_BAND, SOMEBODY_ELSE
 from raypipe.report.words import count
 from raypipe.vectors.rows import SOURCE
 
 _THRESHOLDS = "thresholds.json"  # of the expansion job
+_NAMES = {"vec2face": "Vec2Face", "cemiface": "CemiFace"}
 
 
 def in_short(config: Build, sources: Mapping[str, Any]) -> str:
@@ -19,7 +21,9 @@ def in_short(config: Build, sources: Mapping[str, Any]) -> str:
     Args:
         sources: counts of the training set by source.
     """
-    wanted = config.expand.sources if config.expand else []
+    if config.expand is None:
+        return ""
+    wanted = config.expand.sources
     taken = {name: sources[name]["identities"] for name in wanted if name in sources}
     if not any(taken.values()):
         return ""
@@ -29,9 +33,10 @@ def in_short(config: Build, sources: Mapping[str, Any]) -> str:
         if taken.get(name)
     ]
     began = f", {' and '.join(origins)}" if origins else ""
+    people = count(sum(taken.values()), "identity")
     return (
-        f" Vec2Face painted images of {count(sum(taken.values()), 'identity')}{began}; each of "
-        "these images was checked to be that person and nobody else."
+        f" {_names(config.expand)} painted images of {people}{began}; each of these images was "
+        "checked to be that person and nobody else."
     )
 
 
@@ -49,10 +54,10 @@ def new_people(
         parts.append(_references(seed, done["screen"]))
     if vectors := done.get("vectors"):
         parts += _vectors(vectors)
-    if expand := done.get("expand"):
+    if config.expand and (expand := done.get("expand")):
         painters = {digest for _, digest in generators}
         thresholds = storage.read_json(storage.join(config.workspace, "expand", _THRESHOLDS))
-        parts += _images(expand, painters, thresholds["thresholds"])
+        parts += _images(config.expand, expand, painters, thresholds["thresholds"])
     return ["### People who were made up\n\n" + "\n\n".join(parts) + "\n"] if parts else []
 
 
@@ -98,19 +103,28 @@ def _vectors(vectors: Manifest) -> list[str]:
     return [text, f"**{law['note']}**"] if law["note"] else [text]
 
 
-def _images(expand: Manifest, painters: set[str], thresholds: Mapping[str, Any]) -> list[str]:
+def _names(expand: ExpandConfig) -> str:
+    """What the generators are called, each once."""
+    return " and ".join(dict.fromkeys(_NAMES[painter.kind] for painter in expand.painters))
+
+
+def _images(
+    config: ExpandConfig, expand: Manifest, painters: set[str], thresholds: Mapping[str, Any]
+) -> list[str]:
     images, origin = expand.counts["images"], expand.origin
-    refused = {
-        reason: images["rejected"].get(reason, 0)
-        for reason in (NOT_THE_PERSON, SOMEBODY_ELSE, IN_GALLERY)
-    }
-    weights = [
-        f" (`{name}`, SHA-256 `{digest}`)"
+    reasons = [NOT_THE_PERSON, SOMEBODY_ELSE, IN_GALLERY, *([OUT_OF_BAND] if config.band else [])]
+    refused = {reason: images["rejected"].get(reason, 0) for reason in reasons}
+    files = "; ".join(
+        f"`{name}`, SHA-256 `{digest}`"
         for name, digest in origin.models.items()
         if digest in painters
-    ]
+    )
+    weights = f" ({files})" if files else ""
+    needed = f"at least {thresholds['own']:.3f}"
+    if config.band:
+        needed += f", and from {config.band[0]:g} to {config.band[1]:g}"
     compared = [
-        f"the vector that it was made from (at least {thresholds['own']:.3f})",
+        f"the vector that it was made from ({needed})",
         f"every other identity (less than {thresholds['other']:.3f}, and than to that vector)",
         *(
             f"every face of gallery `{name}` (less than {value:.3f})"
@@ -118,7 +132,7 @@ def _images(expand: Manifest, painters: set[str], thresholds: Mapping[str, Any])
         ),
     ]
     return [
-        f"Vec2Face{''.join(weights)} painted {count(images['made'], 'image')} of identities of "
+        f"{_names(config)}{weights} painted {count(images['made'], 'image')} of identities of "
         f"{', '.join(f'`{source}`' for source in origin.settings['sources'])}. Each was embedded "
         f"again, and its similarity measured to {'; to '.join(compared)}. "
         f"{images['made'] - sum(refused.values()):,} passed. Refused, and no part of this set: "

@@ -46,6 +46,7 @@ REASONS = {
     "expand:not_the_person": "made of the identity, and not enough like it",
     "expand:somebody_else": "made of the identity, and as much like another one",
     "expand:in_gallery": "made of the identity, and like a person of a public gallery",
+    "expand:out_of_band": "made of the identity, and more or less like it than wanted",
     "assemble:too_few": "fewer usable images than an identity needs",
     "assemble:spare": "a replacement that no lost identity needed",
     "assemble:surplus": "more images than the set takes of an identity",

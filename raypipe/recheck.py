@@ -21,6 +21,7 @@ from raypipe.templates import Gallery, unit
 NOT_THE_PERSON = "expand:not_the_person"
 SOMEBODY_ELSE = "expand:somebody_else"
 IN_GALLERY = "expand:in_gallery"
+OUT_OF_BAND = "expand:out_of_band"
 _PEOPLE = 2000  # identities that a threshold is measured on, at most
 
 
@@ -77,6 +78,20 @@ def calibrate(faces: Gallery, own_rate: float, other_rate: float) -> tuple[Calib
     return own, calibrate_gallery(faces, other_rate).threshold
 
 
+def similarities(vector: np.ndarray, images: Sequence[Image]) -> np.ndarray:
+    """How similar images with embeddings are to their identity's vector, float64 (n,)."""
+    return _cosines(_faces(images), vector)
+
+
+def _faces(images: Sequence[Image]) -> np.ndarray:
+    vectors = [image.embedding for image in images if image.embedding is not None]
+    return unit(np.stack(vectors)).astype(np.float32)
+
+
+def _cosines(faces: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    return np.asarray((faces.astype(np.float64) * unit(vector)).sum(axis=1))
+
+
 class _Near(NamedTuple):
     similarity: float
     name: str
@@ -113,9 +128,8 @@ class Others:
             vector: float32 (D,), of the identity.
             images: with embeddings.
         """
-        vectors = [image.embedding for image in images if image.embedding is not None]
-        faces = unit(np.stack(vectors)).astype(np.float32)
-        own = (faces.astype(np.float64) * unit(vector)).sum(axis=1)
+        faces = _faces(images)
+        own = _cosines(faces, vector)
         columns = [self._identities(faces, identity_id)]
         columns += [self._gallery(faces, gallery) for gallery in self._galleries]
         for row, image in enumerate(images):

@@ -12,6 +12,7 @@ from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.manifest import Manifest, read_started
 from raypipe.reasons import explain
+from raypipe.recheck import OUT_OF_BAND
 from raypipe.verifying import Verification
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,67 @@ def test_more_actors_make_the_same_set(expanded: tuple[Path, Manifest], tmp_path
         )
     )
     assert again.content_digest == manifest.content_digest
+
+
+BAND = (0.935, 0.965)
+MIX = (
+    f"expand.band={list(BAND)}",
+    "expand.images=4",
+    "expand.mix=[{kind: cemiface, steps: 4, share: 0.4}]",
+)
+
+
+def test_two_generators_and_a_band_make_the_same_set_on_any_cluster(
+    expanded: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    work = copied(expanded[0], tmp_path / "one")
+    manifest = expand.run(build(work, *MIX))
+    assert {"vec2face_small.safetensors", "cemiface_small.safetensors"} < set(
+        manifest.origin.models
+    )
+    dial = storage.read_json(str(work / "expand/dial.json"))
+    assert [painter["kind"] for painter in dial["painters"]] == ["vec2face", "cemiface"]
+    assert len(dial["identities"]) == NEW
+    reasons = set()
+    for row in FaceSet(str(work / "expand")).iter_identities():
+        if row.source != "vec":
+            continue
+        first = [image.generator for image in row.images[1:5]]
+        assert sorted(first) == ["cemiface", "cemiface", "vec2face", "vec2face"]
+        assert all(BAND[0] <= image.similarity <= BAND[1] for image in row.kept)
+        reasons |= {image.rejected for image in row.images[1:]}
+    assert {None, OUT_OF_BAND} <= reasons
+    assert Verification(str(work / "expand"), manifest).run() == []
+    (tmp_path / "three").mkdir()
+    again = expand.run(
+        build(
+            copied(expanded[0], tmp_path / "three"),
+            *MIX,
+            "expand.pool={min: 3, max: 3, batch_size: 1, num_cpus: 0.5}",
+            "ray.rows_per_block=2",
+        )
+    )
+    assert again.content_digest == manifest.content_digest
+
+
+def test_a_band_out_of_reach_is_refused_and_may_be_changed(
+    expanded: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    work = copied(expanded[0], tmp_path)
+    with pytest.raises(UserError, match=r"vec2face_small\.safetensors have a similarity of 0\.\d"):
+        expand.run(build(work, "expand.band=[0.998, 1]"))
+    assert read_started(str(work / "expand")) is None
+    assert not storage.exists(str(work / "expand/thresholds.json"))
+
+
+def test_two_weight_files_of_one_name_are_refused(
+    expanded: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    work = copied(expanded[0], tmp_path)
+    mix = "expand.mix=[{weights: elsewhere/vec2face_small.safetensors, share: 0.5}]"
+    with pytest.raises(UserError, match=r"two weight files of one name; rename one"):
+        expand.run(build(work, mix))
 
 
 def test_images_that_do_not_get_where_they_should_are_named(

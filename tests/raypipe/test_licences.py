@@ -102,6 +102,19 @@ def test_the_files_of_the_expansion_have_a_role_each():
     assert uses(stated, {"expand": manifest(w600k_r50__onnx="2")})[-1].licence == "bought"
 
 
+def test_every_generator_of_a_mix_has_its_licence():
+    mix = [{"kind": "cemiface", "weights": "x/cemi.safetensors", "licence": "mine", "share": 0.5}]
+    found = uses(
+        parse({**CONFIG, "expand": {"licence": "ours", "mix": mix}}, "test"),
+        {"expand": manifest(vec2face_small__safetensors="2", cemi__safetensors="3")},
+        [("vec2face", "2"), ("cemiface", "3")],
+    )
+    assert [(use.name, use.role, use.licence) for use in found if use.kind == "weights"] == [
+        ("cemi.safetensors", "generator of new faces", "mine"),
+        ("vec2face_small.safetensors", "generator of new faces", "ours"),
+    ]
+
+
 def test_the_files_of_the_seed_job_have_a_role_each():
     seeds = {"number": 3, "diffusion": {"model": "x/sdxl", "licence": "openrail++"}}
     seeds["aligner"] = {"kind": "insightface", "weights": "x/det.onnx", "licence": "bought"}

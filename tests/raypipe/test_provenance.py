@@ -132,6 +132,20 @@ def test_the_card_tells_who_was_drawn_painted_and_checked(workspace: Path) -> No
     assert "11 images expand:not_the_person" in jobs["| expand"]
 
 
+def test_the_card_names_every_generator_and_the_band(workspace: Path) -> None:
+    mix = [{"kind": "cemiface", "share": 0.5}]
+    config = build(workspace, vectors={"count": 5}, expand={"mix": mix, "band": [0.94, 0.97]})
+    card, _ = written(config, [("vec2face", GENERATOR), ("cemiface", "8" * 64)])
+    for part in (
+        "Vec2Face and CemiFace painted images of 4 identities",
+        f"Vec2Face and CemiFace (`dlib_resnet_v1.safetensors`, SHA-256 `{'8' * 64}`; "
+        f"`small.safetensors`, SHA-256 `{GENERATOR}`) painted 63 images",
+        "(at least 0.930, and from 0.94 to 0.97)",
+        "2 `expand:in_gallery`, 0 `expand:out_of_band`",
+    ):
+        assert part in card
+
+
 def test_a_job_that_the_configuration_leaves_out_is_no_part_of_the_set(workspace: Path) -> None:
     card, croissant = written(build(workspace), [])
     for word in ("Vec2Face", "made up", "expand", "vectors"):

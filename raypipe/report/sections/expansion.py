@@ -16,7 +16,7 @@ from raypipe.report.workspace import Workspace
 from raypipe.vectors.rows import SOURCE
 
 ANCHOR, TITLE = "expansion", "Expansion"
-THRESHOLDS = "thresholds.json"  # of the expansion job
+THRESHOLDS, DIAL = "thresholds.json", "dial.json"  # of the expansion job
 _SHOWN = 6  # identities
 _KEPT, _REFUSED = 11, 5  # faces of a strip: two lines on a desktop
 
@@ -169,14 +169,15 @@ def section(workspace: Workspace, album: Album) -> Section | None:
             figures.drawings(found, measured),
             figures.acceptance(found),
         ]
+        dial = workspace.json("expand", DIAL)
+        blocks += [figures.dials(dial)] if dial else []
         blocks += [strip(album, identity) for identity in face_set.read(found.chosen)]
     lead = (
-        "Each image was painted by Vec2Face from a vector, embedded again, and compared with that"
-        " vector, with every other identity and with every face of the galleries. Each strip below"
-        " is one identity: the images that were kept, from the most to the least similar to the"
-        " vector, then in red frames some that were refused, with the reason. The number under a"
-        " face is its similarity to the vector. Look for one person in different pictures: kept"
-        " faces that differ in nothing teach a recognizer little, and one that shows somebody else"
-        " was missed."
+        "Each image was painted from a vector, embedded again, and compared with that vector, with"
+        " every other identity and with every face of the galleries. Each strip below is one"
+        " identity: the images that were kept, from the most to the least similar to the vector,"
+        " then in red frames some that were refused, with the reason. The number under a face is"
+        " its similarity to the vector. Look for one person in different pictures: kept faces that"
+        " differ in nothing teach a recognizer little, and one that shows somebody else was missed."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

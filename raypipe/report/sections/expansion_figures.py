@@ -3,15 +3,21 @@
 from typing import Any
 
 from raypipe.impostors import BIN
-from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, SOMEBODY_ELSE
+from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, OUT_OF_BAND, SOMEBODY_ELSE
 from raypipe.report import charts
 from raypipe.report.blocks import Badge, Cell, Chart, Charts, Table
-from raypipe.report.charts import Mark
+from raypipe.report.charts import Line, Mark
 from raypipe.report.expanded import Expanded
 from raypipe.report.sections.similarity import Fine, coarse
 from raypipe.report.words import count, percent, reason_sentence, short_reason
 
-COLOURS = {NOT_THE_PERSON: "orange", SOMEBODY_ELSE: "purple", IN_GALLERY: "red"}
+COLOURS = {
+    NOT_THE_PERSON: "orange",
+    SOMEBODY_ELSE: "purple",
+    IN_GALLERY: "red",
+    OUT_OF_BAND: "blue",
+}
+_DIALS = {"vec2face": "noise on the vector (spreads)", "cemiface": "similarity asked for (m)"}
 
 
 def comparisons(measured: dict[str, Any]) -> Table:
@@ -59,6 +65,7 @@ def refusals(found: Expanded) -> Table:
             percent(found.refused[reason] / found.drawn),
         )
         for reason in COLOURS
+        if reason != OUT_OF_BAND or found.refused[reason]  # there may have been no band
     ]
     return Table(
         caption="Refused images by reason",
@@ -148,3 +155,45 @@ def drawings(found: Expanded, measured: dict[str, Any]) -> Charts:
         ),
     )
     return Charts(charts=(similarity, draws))
+
+
+def dials(measured: dict[str, Any]) -> Charts:
+    """What similarity each value of a generator's dial gives.
+
+    Args:
+        measured: the content of `dial.json`, of at least one generator.
+    """
+    low, high = measured["band"]
+    return Charts(
+        charts=tuple(
+            _dial(f"expand-dial-{place}", painter, low, high)
+            for place, painter in enumerate(measured["painters"])
+        )
+    )
+
+
+def _dial(name: str, painter: dict[str, Any], low: float, high: float) -> Chart:
+    curve = painter["curve"]
+    lowest, highest = min(curve["fitted"]), max(curve["fitted"])
+    return Chart(
+        title=f"What sets the similarity: {painter['weights']}",
+        hint="Measured before the job painted: the mean similarity of images to their vector at"
+        " some values of the dial, and the curve that the dial was set by. The lines are the band"
+        " of similarities that was wanted. Where the curve does not reach a part of the band,"
+        " images were aimed at the curve's end.",
+        alt=f"Curve of the dial of {painter['weights']}: similarities from {lowest:.3f} to"
+        f" {highest:.3f}; wanted were {low:g} to {high:g}",
+        svg=charts.lines(
+            name,
+            [
+                Line(label="measured", x=curve["means"], y=curve["dials"]),
+                Line(label="used", x=curve["fitted"], y=curve["dials"]),
+            ],
+            x_label="cosine similarity",
+            y_label=_DIALS[painter["kind"]],
+            marks=[
+                Mark(label=f"from {low:g}", value=low),
+                Mark(label=f"to {high:g}", value=high),
+            ],
+        ),
+    )

@@ -9,11 +9,11 @@ import pytest
 from raypipe import storage
 from raypipe.faceset import ExpandEvidence, FaceSet, Identity, Image, write_rows
 from raypipe.impostors import Histogram
-from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, SOMEBODY_ELSE
+from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, OUT_OF_BAND, SOMEBODY_ELSE
 from raypipe.report.album import Album
 from raypipe.report.blocks import Charts, Strip, Table, Text, Verdict
 from raypipe.report.expanded import Expanded, made, scan
-from raypipe.report.sections import expansion
+from raypipe.report.sections import expansion, expansion_figures
 from raypipe.report.workspace import Workspace
 
 MEASURED = {"thresholds": {"own": 0.6, "other": 0.7, "galleries": {"public": 0.5}}}
@@ -139,6 +139,33 @@ def test_the_section_of_a_finished_job(row_workspace: str, album: Album) -> None
     assert len(strips) == 4
     assert all(face.src for strip in strips for face in strip.faces)
     assert sum(isinstance(block, Charts) for block in section.blocks) == 1
+
+
+def test_the_dials_are_drawn_where_there_is_a_band(row_workspace: str, tmp_path, album) -> None:
+    curve = {"dials": [0.0, 1.0], "means": [0.9, 0.5], "spreads": [0.1, 0.1], "fitted": [0.9, 0.5]}
+    painters = [
+        {"kind": kind, "weights": f"{kind}.safetensors", "curve": curve}
+        for kind in ("vec2face", "cemiface")
+    ]
+    shutil.copytree(row_workspace, tmp_path / "work")
+    path = str(tmp_path / "work/expand/dial.json")
+    storage.write_json(path, {"band": [0.6, 0.8], "identities": ["a"], "painters": painters})
+    section = expansion.section(Workspace(str(tmp_path / "work")), album)
+    assert section is not None
+    _, dials = (block.charts for block in section.blocks if isinstance(block, Charts))
+    assert [chart.title.rpartition(" ")[2] for chart in dials] == [
+        "vec2face.safetensors",
+        "cemiface.safetensors",
+    ]
+    assert "0.500 to 0.900; wanted were 0.6 to 0.8" in dials[0].alt
+    assert "similarity asked for (m)" in dials[1].svg and "from 0.6" in dials[1].svg
+
+
+def test_refusals_by_the_band_are_listed_where_there_are_any() -> None:
+    found = Expanded(draws=Counter({(0, None): 3, (0, OUT_OF_BAND): 1}))
+    assert len(expansion_figures.refusals(found).rows) == 4
+    found = Expanded(draws=Counter({(0, None): 3}))
+    assert len(expansion_figures.refusals(found).rows) == 3
 
 
 def test_a_strip_begins_with_the_reference_and_shows_every_reason(album: Album) -> None:
