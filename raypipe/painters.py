@@ -1,7 +1,8 @@
 """The generators that paint images of a person: one contract, and a class for each.
 
 Everything that is drawn depends on (seed, identity, image, attempt). A new generator is a class
-with this contract, an entry in `open_painter` and its fields in `PainterConfig`.
+with this contract, an entry in `open_painter`, its fields in `PainterConfig`, and words for it in
+the dataset card (`raypipe.new_people`) and the report (`expansion_figures`).
 """
 
 from collections.abc import Sequence
