@@ -8,12 +8,27 @@ import pyarrow.compute as pc
 from raypipe import curriculum, exchange, storage, training_set
 from raypipe.faceset import FaceSet, Identity
 from raypipe.refill import refill
+from raypipe.similarity import reject_outside
 
 
 class RefillActor:
-    """Marks the identities that the plan leaves out, refills the others."""
+    """Marks the identities that the plan leaves out, refills the others.
 
-    def __init__(self, plan: str, images_per_identity: int, seed: int, jpeg_quality: int) -> None:
+    Args:
+        band: lowest and highest similarity of an image to its identity's centre, for which the
+            plan was made; others are rejected.
+        stratified: see `raypipe.refill.refill`.
+    """
+
+    def __init__(
+        self,
+        plan: str,
+        images_per_identity: int,
+        seed: int,
+        jpeg_quality: int,
+        band: tuple[float, float] | None = None,
+        stratified: bool = False,
+    ) -> None:
         import torch
 
         # Images are small: threads would wait for each other, a further actor is what helps.
@@ -24,9 +39,13 @@ class RefillActor:
         self._images_per_identity = images_per_identity
         self._seed = seed
         self._jpeg_quality = jpeg_quality
+        self._band = band
+        self._stratified = stratified
 
     def __call__(self, identities: list[Identity]) -> list[Identity]:
         for identity in identities:
+            if identity.rejected is None and self._band is not None:
+                reject_outside(identity, self._band)
             identity.rejected = self._left_out.get(identity.identity_id)
             if identity.rejected is None:
                 refill(
@@ -34,16 +53,21 @@ class RefillActor:
                     images_per_identity=self._images_per_identity,
                     seed=self._seed,
                     jpeg_quality=self._jpeg_quality,
+                    stratified=self._stratified,
                 )
         return identities
 
 
 class SpreadActor:
-    """Makes an exchange file, called with its path, of its group of files of the face set."""
+    """Makes an exchange file, called with its path, of its group of files of the face set.
+
+    Args:
+        positions: file of the images' positions; None: all images of a phase are shuffled.
+    """
 
     def __init__(
         self, root: str, identities: str, plan: str, images_per_identity: int, shard_size: int,
-        seed: int,
+        seed: int, positions: str | None = None,
     ) -> None:  # fmt: skip
         rows = curriculum.read_plan(plan, ["identity_id", "label", "phase"])
         rows = rows.filter(pc.is_valid(rows["label"]))
@@ -51,7 +75,11 @@ class SpreadActor:
         self._labels = {
             name: (label, phase) for name, label, phase in zip(names, labels, phases, strict=True)
         }
-        self._positions = curriculum.image_positions(rows, images_per_identity, seed)
+        self._positions = (
+            curriculum.image_positions(rows, images_per_identity, seed)
+            if positions is None
+            else curriculum.read_positions(positions)
+        )
         self._face_set = FaceSet(identities)
         self._groups = {
             exchange.exchange_file(root, number): files

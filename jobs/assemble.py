@@ -2,9 +2,11 @@
 
 1. A plan, in one task over small rows: who is in, under which label (`plan.parquet`).
 2. A stage like any other: identities are marked or refilled (`identities/`, a face set).
-3. The shuffle: images go from identities to shards through files (`raypipe.exchange`), and each
+3. Where the order is by similarity: one task measures all images of `identities/`, and writes
+   where each goes (`positions.npy`).
+4. The shuffle: images go from identities to shards through files (`raypipe.exchange`), and each
    shard is written as Parquet and as a tar.
-4. A dataset card and Croissant metadata beside the shards (`raypipe.provenance`).
+5. A dataset card and Croissant metadata beside the shards (`raypipe.provenance`).
 
 Why not Ray's own shuffle: `Dataset.sort("position", boundaries=...)` does give one block a shard,
 and `groupby("shard").map_groups` one group; the files are the same bytes. But every image stays in
@@ -18,6 +20,7 @@ import time
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from actors.assemble import RefillActor, ShardActor, SpreadActor
@@ -25,7 +28,7 @@ from jobs.cluster import connect
 from jobs.progress import Bar
 from jobs.stage import Step, explain, map_files, run_stage
 from jobs.work import Work, begin
-from raypipe import curriculum, exchange, storage, training_set
+from raypipe import curriculum, exchange, similarity, storage, training_set
 from raypipe.config import Build
 from raypipe.config.assemble import AssembleConfig
 from raypipe.errors import UserError
@@ -58,13 +61,9 @@ def run(config: Build) -> Manifest:
         "replacement": settings.replacement,
         "seed": config.seed,
     }
+    band = settings.similarity.band if settings.similarity else None
     start = time.perf_counter()
-    try:
-        summary = ray.get(_plan.remote(source, plan, settings.images_per_identity, planning))
-    except Exception as error:
-        if mistake := explain("assemble", error):
-            raise mistake from None
-        raise
+    summary = _get(_plan.remote(source, plan, settings.images_per_identity, planning, band))
     work.timing("plan", time.perf_counter() - start, rows=origin.counts["identities"]["total"])
     identities = run_stage(
         config,
@@ -79,17 +78,31 @@ def run(config: Build) -> Manifest:
                     "images_per_identity": settings.images_per_identity,
                     "seed": config.seed,
                     "jpeg_quality": settings.jpeg_quality,
+                    "band": band,
+                    "stratified": settings.choose == "stratified",
                 },
                 pool=settings.pool,
             )
         ],
-        settings={name: value for name, value in matters.items() if name != "shard_size"},
+        settings={
+            name: value
+            for name, value in matters.items()
+            if name not in ("shard_size", "order", "levels")
+        },
     )
-    files = _write_shards(config, work, plan, summary["images"])
+    positions = None
+    if settings.order != "shuffled":
+        positions = work.path("positions.npy")
+        start = time.perf_counter()
+        _get(_order.remote(work.path("identities"), plan, positions, settings, config.seed))
+        work.timing("order", time.perf_counter() - start, images=summary["images"])
+    files = _write_shards(config, work, plan, positions, summary["images"])
     training_set.remove_unfinished(work.root)
     ranges = training_set.shard_ranges(summary["images"], settings.shard_size)
     training_set.write_index(work.root, [len(positions) for positions in ranges])
     storage.delete(work.path(exchange.EXCHANGE))
+    if positions is not None:
+        storage.delete(positions)
     # The accounts of the face set, so that they can be followed from the base set to here.
     counts = {name: identities.counts[name] for name in ("identities", "images")}
     counts["training_set"] = {**summary, "shards": len(ranges)}
@@ -110,17 +123,54 @@ def _generators(root: str) -> list[tuple[str, str]]:
     return training_set.generators(root)
 
 
+def _get(result: Any) -> Any:
+    """What a task returns, or the user's mistake that it found."""
+    try:
+        return ray.get(result)
+    except Exception as error:
+        if mistake := explain("assemble", error):
+            raise mistake from None
+        raise
+
+
 @ray.remote(num_cpus=1)
-def _plan(source: str, path: str, images_per_identity: int, planning: dict[str, Any]) -> Any:
+def _plan(
+    source: str,
+    path: str,
+    images_per_identity: int,
+    planning: dict[str, Any],
+    band: tuple[float, float] | None,
+) -> Any:
     """Makes the plan unless a killed run made it, and sums it up."""
     if not storage.exists(path):
-        rows = curriculum.small_rows(FaceSet(source))
+        rows = curriculum.small_rows(FaceSet(source), band)
         curriculum.write_plan(path, curriculum.make_plan(rows, **planning))
     plan = curriculum.read_plan(path)
     return curriculum.summarise(plan, images_per_identity, planning["replacement"])
 
 
-def _write_shards(config: Build, work: Work, plan: str, images: int) -> dict[str, str]:
+@ray.remote(num_cpus=1)
+def _order(identities: str, plan: str, path: str, settings: AssembleConfig, seed: int) -> None:
+    """Writes the position of every image, by its similarity, unless a killed run wrote it."""
+    if storage.exists(path):
+        return
+    rows = curriculum.read_plan(plan, ["identity_id", "label", "phase"])
+    rows = rows.filter(pc.is_valid(rows["label"]))
+    labels = dict(zip(rows["identity_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+    measured = similarity.of_set(FaceSet(identities), labels, settings.images_per_identity)
+    positions = curriculum.image_positions(
+        rows,
+        settings.images_per_identity,
+        seed,
+        ranked_by=-measured if settings.order == "similar_first" else measured,
+        levels=settings.levels,
+    )
+    curriculum.write_positions(path, positions)
+
+
+def _write_shards(
+    config: Build, work: Work, plan: str, positions: str | None, images: int
+) -> dict[str, str]:
     """Runs the two passes of the exchange.
 
     Returns:
@@ -143,6 +193,7 @@ def _write_shards(config: Build, work: Work, plan: str, images: int) -> dict[str
                 "images_per_identity": settings.images_per_identity,
                 "shard_size": settings.shard_size,
                 "seed": config.seed,
+                "positions": positions,
             },
             settings.pool,
         )

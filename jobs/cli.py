@@ -40,6 +40,7 @@ JOBS = {
     "train": "Train a recognizer on the assembled set, in its order.",
     "evaluate": "Score the recognizer on verification pairs.",
     "report": "Write one HTML file that shows all of it.",
+    "train_cemiface": "Train CemiFace on a face set with features, to make semi-hard faces with.",
     "train_diffusion": "Train a small Stable Diffusion on a face set, to draw references with.",
     "train_generator": "Train Vec2Face on a face set with features, to make more faces with.",
     "train_estimator": "Train a small network that tells how a face looks: quality, yaw, pitch.",

@@ -124,9 +124,10 @@ def run(config: Build) -> Manifest:
 def _measured(pictures: ray.data.Dataset, names: list[str]) -> dict[str, np.ndarray]:
     """The measures of all pictures."""
     tables = ray.get(pictures.select_columns(names).to_arrow_refs())
-    joined = pa.concat_tables([table for table in tables if len(table)])
-    if not len(joined):
+    kept = [table for table in tables if len(table)]
+    if not kept:
         raise UserError("train_diffusion: no picture is left; lower diffusion.min_quality")
+    joined = pa.concat_tables(kept)
     return {name: joined[name].to_numpy() for name in names}
 
 

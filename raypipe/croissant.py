@@ -45,7 +45,7 @@ _CONTEXT = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-_TYPES = {"int64": "sc:Integer", "int32": "sc:Integer", "string": "sc:Text"}
+_TYPES = {"int64": "sc:Integer", "int32": "sc:Integer", "float": "sc:Float", "string": "sc:Text"}
 
 
 def croissant(facts: SetFacts) -> dict[str, Any]:

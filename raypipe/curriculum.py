@@ -6,10 +6,11 @@ per image, so 300,000 identities of 50 images are planned in seconds.
 The curriculum is the one of HGF (arXiv 2508.10672; Ferry-Li/datacv_fr, `merge_dataset.py`): a lost
 identity is replaced by one synthetic identity, drawn at random, and synthetic identities come
 first. There it is only the order of a list, which the official trainer sorts away; here it is the
-order of the rows of the set. Inside a phase all images are shuffled, so that a batch holds many
-identities.
+order of the rows of the set. Inside a phase images are shuffled, all of them or those of a level of
+similarity, so that a batch holds many identities.
 """
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.seeding import generator
+from raypipe.similarity import MEASURED, reject_outside
 
 TOO_FEW = "assemble:too_few"
 SURPLUS = "assemble:surplus"
@@ -44,11 +46,22 @@ PLAN = pa.schema(
 )
 
 
-def small_rows(face_set: FaceSet) -> pa.Table:
-    """What the plan is made from: identity_id, index, source, rejected, and images kept (int32)."""
+def small_rows(face_set: FaceSet, band: tuple[float, float] | None = None) -> pa.Table:
+    """What the plan is made from: identity_id, index, source, rejected, and images kept (int32).
+
+    Args:
+        band: lowest and highest similarity of an image to its identity's centre; those outside
+            are not counted. With a band embeddings are read, still no image byte.
+
+    Raises:
+        UserError: where an image that must be measured has no embedding.
+    """
+
+    def read(path: str) -> pa.Table:
+        return _small_rows(face_set, path) if band is None else _in_band(face_set, path, band)
+
     with ThreadPoolExecutor(_READERS) as readers:
-        parts = readers.map(lambda path: _small_rows(face_set, path), face_set.files())
-        return pa.concat_tables(parts)
+        return pa.concat_tables(readers.map(read, face_set.files()))
 
 
 def _small_rows(face_set: FaceSet, path: str) -> pa.Table:
@@ -60,6 +73,18 @@ def _small_rows(face_set: FaceSet, path: str) -> pa.Table:
     starts = np.concatenate([[0], ends[:-1]])
     kept = (kept_before[ends] - kept_before[starts]).astype(np.int32)
     return table.select(heads).append_column("kept", pa.array(kept))
+
+
+def _in_band(face_set: FaceSet, path: str, band: tuple[float, float]) -> pa.Table:
+    rows = []
+    for identity in face_set.iter_without_bytes(MEASURED, [path]):
+        if identity.rejected is None:
+            reject_outside(identity, band)
+        heads = (identity.identity_id, identity.index, identity.source, identity.rejected)
+        rows.append((*heads, len(identity.kept)))
+    names = ["identity_id", "index", "source", "rejected", "kept"]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return pa.table(columns, schema=pa.schema([PLAN.field(name) for name in names]))
 
 
 def make_plan(
@@ -177,8 +202,23 @@ def summarise(plan: pa.Table, images_per_identity: int, replacement: str | None)
     return {**total, "sources": by_source, "replaced": replaced}
 
 
-def image_positions(plan: pa.Table, images_per_identity: int, seed: int) -> np.ndarray:
+def image_positions(
+    plan: pa.Table,
+    images_per_identity: int,
+    seed: int,
+    *,
+    ranked_by: np.ndarray | None = None,
+    levels: int = 1,
+) -> np.ndarray:
     """Where every image of the set stands: phase after phase, shuffled inside a phase.
+
+    With `ranked_by` the images of a phase are cut by their ranks into levels of equal size, which
+    come one after another and are shuffled inside. Of equal images the lower label ranks first.
+
+    Args:
+        ranked_by: float32, a number of every image, in step with what is returned; the lowest
+            come first.
+        levels: of a phase.
 
     Returns:
         int64 (identities × images_per_identity,): the position of image `i` of label `l` is at
@@ -189,15 +229,60 @@ def image_positions(plan: pa.Table, images_per_identity: int, seed: int) -> np.n
     for number in range(int(phase.max()) + 1):
         count = int(np.count_nonzero(phase == number)) * images_per_identity
         rng = generator(seed, "", number, stream="assemble:order")
-        parts.append(start + rng.permutation(count))
+        if ranked_by is None:
+            places = rng.permutation(count)
+        else:
+            ranks = np.argsort(ranked_by[start : start + count], kind="stable")
+            for level in np.array_split(ranks, levels):
+                rng.shuffle(level)  # a view: the ranks themselves
+            places = np.empty(count, dtype=np.int64)
+            places[ranks] = np.arange(count)
+        parts.append(start + places)
         start += count
     return np.concatenate(parts)
 
 
+def write_positions(path: str, positions: np.ndarray) -> None:
+    """Stores positions as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, positions)
+    storage.write_bytes(path, buffer.getvalue())
+
+
+def read_positions(path: str) -> np.ndarray:
+    """Reads stored positions."""
+    return np.load(io.BytesIO(storage.read_bytes(path)))
+
+
+def evenly(similarity: np.ndarray, count: int) -> np.ndarray:
+    """Images spread over the range of their similarity, at evenly spaced ranks, ends included.
+
+    Rank k of `count` is that of image floor(k (n - 1) / (count - 1)) in ascending order; one image
+    alone is the median. Of equal ones the first counts as the lower.
+
+    Args:
+        similarity: (n,), n at least `count`.
+
+    Returns:
+        int64 (count,): indices, ascending.
+    """
+    last = len(similarity) - 1
+    ranks = np.arange(count) * last // (count - 1) if count > 1 else np.array([last // 2])
+    return np.sort(np.argsort(similarity, kind="stable")[ranks])
+
+
 def choose_images(
-    kept: int, images_per_identity: int, seed: int, identity_id: str
+    kept: int,
+    images_per_identity: int,
+    seed: int,
+    identity_id: str,
+    similarity: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which kept images of an identity stay, and which are augmented to fill it up.
+
+    Args:
+        similarity: of the kept images; where too many are kept, those that stay are spread evenly
+            over it. None: they are drawn.
 
     Returns:
         Two int64 arrays of indices into the kept images: those that stay, ascending, and one
@@ -205,5 +290,7 @@ def choose_images(
     """
     rng = generator(seed, identity_id, stream="assemble:choose")
     stay = np.sort(rng.permutation(kept)[:images_per_identity])
+    if similarity is not None and kept > images_per_identity:
+        stay = evenly(similarity, images_per_identity)
     parents = rng.integers(0, kept, images_per_identity - len(stay))
     return stay, parents

@@ -338,7 +338,7 @@ class Training:
         """A PNG: decoded pictures of the set above themselves while the autoencoder is trained;
         afterwards a picture of each caption, four times."""
         if self._latents is None:
-            images = self._images(torch.arange(8, device=self._device))
+            images = self._images(torch.arange(min(8, len(self._pixels)), device=self._device))
             made = self.parts.vae(images).sample
             rows = torch.stack([images, made.clamp(-1, 1)]).cpu()
             pixels = ((rows + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()

@@ -345,13 +345,16 @@ def to_vectors(column: pa.ListArray) -> list[np.ndarray | None]:
 
 
 def from_table(table: pa.Table) -> list[Identity]:
-    """The identities of a table written by `to_table`."""
+    """The identities of a table written by `to_table`, or of some of its columns.
+
+    What is missing of an image or of the evidence has its default; bytes and source are empty.
+    """
     table = table.combine_chunks()
     found: list[Identity] = []
     for batch in table.to_batches():
         lists = batch.column("images")
         images = lists.flatten()
-        names = [part.name for part in fields(Image)]
+        names = [part.name for part in images.type]
         columns = [
             to_vectors(images.field(name))
             if name == "embedding"
@@ -359,14 +362,16 @@ def from_table(table: pa.Table) -> list[Identity]:
             for name in names
         ]
         flat = [
-            Image(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)
+            Image(**{"data": b"", "source": "", **dict(zip(names, values, strict=True))})
+            for values in zip(*columns, strict=True)
         ]
         counts = lists.value_lengths().to_pylist()
-        heads = batch.select([*_HEADS, *_EVIDENCE]).to_pylist()
+        present = [name for name in _EVIDENCE if name in batch.schema.names]
+        heads = batch.select([*_HEADS, *present]).to_pylist()
         start = 0
         for head, count in zip(heads, counts, strict=True):
             evidence = {
-                name: kind(**head[name]) if head[name] else None for name, kind in _EVIDENCE.items()
+                name: _EVIDENCE[name](**head[name]) if head[name] else None for name in present
             }
             found.append(Identity(**{**head, **evidence}, images=flat[start : start + count]))
             start += count
@@ -449,6 +454,14 @@ class FaceSet:
     def iter_identities(self, files: Iterable[str] | None = None) -> Iterator[Identity]:
         """Every identity with its images, a few rows in memory at a time."""
         for batch in self._batches(files, None):
+            yield from from_table(pa.Table.from_batches([batch]))
+
+    def iter_without_bytes(
+        self, names: Sequence[str], files: Iterable[str] | None = None
+    ) -> Iterator[Identity]:
+        """Every identity with some fields of its images, `names` of them; no evidence."""
+        columns = [*_HEADS, *(f"images.list.element.{name}" for name in names)]
+        for batch in self._batches(files, columns, 64):
             yield from from_table(pa.Table.from_batches([batch]))
 
     def read(self, identity_ids: Sequence[str]) -> list[Identity]:

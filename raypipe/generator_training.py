@@ -83,6 +83,23 @@ def features(face_set: FaceSet) -> tuple[np.ndarray, int]:
     return np.concatenate(found), images
 
 
+def decode_images(table: pa.Table, side: int) -> tuple[list[str], np.ndarray]:
+    """Names ("identity_id/image_id") and pixels, uint8 (N, side, side, 3), of `image_rows`.
+
+    Raises:
+        UserError: where an image cannot be decoded, naming it.
+    """
+    names, images = [], []
+    for row in table.select(["identity_id", "image_id", "data"]).to_pylist():
+        names.append(f"{row['identity_id']}/{row['image_id']}")
+        try:
+            pixels = decode(row["data"], source=names[-1])
+        except ImageError as error:
+            raise UserError(f"{error}; run `raypipe embed` on the set, which marks it") from None
+        images.append(pixels if pixels.shape[:2] == (side, side) else resize(pixels, (side, side)))
+    return names, np.stack(images)
+
+
 def decode_batch(table: pa.Table, *, seed: int, epoch: int, masking: Masking, tokens: int) -> Batch:
     """Decodes a batch of `image_rows`, and draws which tokens are masked.
 
@@ -95,23 +112,16 @@ def decode_batch(table: pa.Table, *, seed: int, epoch: int, masking: Masking, to
     Raises:
         UserError: where an image cannot be decoded, naming it.
     """
-    images, noises, rates = [], [], []
-    for row in table.select(["identity_id", "image_id", "data"]).to_pylist():
-        name = f"{row['identity_id']}/{row['image_id']}"
-        try:
-            pixels = decode(row["data"], source=name)
-        except ImageError as error:
-            raise UserError(f"{error}; run `raypipe embed` on the set, which marks it") from None
-        images.append(pixels if pixels.shape[:2] == (SIDE, SIDE) else resize(pixels, (SIDE, SIDE)))
-        noise, rate = masking.draw(generator(seed, name, epoch, "train_generator"), tokens)
-        noises.append(noise)
-        rates.append(rate)
+    names, images = decode_images(table, SIDE)
+    drawn = [
+        masking.draw(generator(seed, name, epoch, "train_generator"), tokens) for name in names
+    ]
     vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
     return {
-        "images": torch.from_numpy(np.stack(images)),
+        "images": torch.from_numpy(images),
         "vectors": torch.from_numpy(vectors),
-        "noise": torch.from_numpy(np.stack(noises)),
-        "rates": torch.tensor(rates, dtype=torch.float64),
+        "noise": torch.from_numpy(np.stack([noise for noise, _ in drawn])),
+        "rates": torch.tensor([rate for _, rate in drawn], dtype=torch.float64),
     }
 
 

@@ -47,6 +47,7 @@ REASONS = {
     "expand:somebody_else": "made of the identity, and as much like another one",
     "expand:in_gallery": "made of the identity, and like a person of a public gallery",
     "expand:out_of_band": "made of the identity, and more or less like it than wanted",
+    "assemble:out_of_band": "too similar or too dissimilar to the centre of its identity",
     "assemble:too_few": "fewer usable images than an identity needs",
     "assemble:spare": "a replacement that no lost identity needed",
     "assemble:surplus": "more images than the set takes of an identity",

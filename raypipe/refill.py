@@ -12,12 +12,18 @@ from raypipe.errors import UserError
 from raypipe.faceset import Identity, Image
 from raypipe.images import ImageError, decode, encode_jpeg
 from raypipe.seeding import generator
+from raypipe.similarity import of_kept
 
 AUGMENT = "augment"
 
 
 def refill(
-    identity: Identity, *, images_per_identity: int, seed: int, jpeg_quality: int
+    identity: Identity,
+    *,
+    images_per_identity: int,
+    seed: int,
+    jpeg_quality: int,
+    stratified: bool = False,
 ) -> Identity:
     """Marks the kept images that are too many, or adds augmented ones; the rest is left as it is.
 
@@ -26,12 +32,17 @@ def refill(
         images_per_identity: kept images afterwards.
         seed: of the run.
         jpeg_quality: of the images added.
+        stratified: images that are too many are left out so that the others are spread evenly over
+            their similarity to the identity's centre, not at random.
 
     Raises:
-        UserError: where a kept image cannot be decoded.
+        UserError: where a kept image cannot be decoded, or has no embedding to stratify by.
     """
     kept = identity.kept
-    stay, chosen = choose_images(len(kept), images_per_identity, seed, identity.identity_id)
+    measured = of_kept(identity) if stratified else None
+    stay, chosen = choose_images(
+        len(kept), images_per_identity, seed, identity.identity_id, measured
+    )
     for number in set(range(len(kept))) - set(stay.tolist()):
         kept[number].rejected = SURPLUS
     parents = [kept[number] for number in chosen]

@@ -7,6 +7,7 @@ give the same files, byte for byte.
 
 import hashlib
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from raypipe import storage
 from raypipe.faceset import Identity
 from raypipe.formats import hugging_face
 from raypipe.formats.tar import Shard
+from raypipe.similarity import similarities
 
 PARQUET, WEBDATASET = "parquet", "webdataset"
 
@@ -34,6 +36,10 @@ COLUMNS = {
     "weights": (pa.string(), "hex SHA-256 of the generator's weights"),
     "prompt": (pa.string(), "text it was made from"),
     "seed": (pa.int64(), "seed it was made from"),
+    "similarity": (
+        pa.float32(),
+        "cosine to the centre of its identity; of an augmented image, that of its parent",
+    ),
 }
 _ABOUT = [(name, kind) for name, (kind, _) in COLUMNS.items()]
 # How rows travel to their shard. The key is that of the WebDataset sample.
@@ -83,7 +89,9 @@ def to_rows(
         label, phase = labels[identity.identity_id]
         kept = identity.kept
         assert len(kept) == images_per_identity, f"{identity.identity_id}: {len(kept)} kept images"
-        for number, image in enumerate(kept):
+        measured = similarities(identity)
+        measured = measured[[image.rejected is None for image in identity.images]]
+        for number, (image, value) in enumerate(zip(kept, measured.tolist(), strict=True)):
             rows.append(
                 {
                     "key": f"{label:07d}_{number:04d}",
@@ -100,6 +108,7 @@ def to_rows(
                     "weights": image.weights,
                     "prompt": image.prompt,
                     "seed": image.seed,
+                    "similarity": None if math.isnan(value) else value,  # JSON knows no NaN
                 }
             )
     return pa.Table.from_pylist(rows, schema=FLAT)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from raypipe import storage
 from raypipe.config.assemble import AssembleConfig
 from raypipe.config.base import Settings
+from raypipe.config.cemiface_training import CemiFaceTrainingConfig
 from raypipe.config.clean import CleanConfig
 from raypipe.config.diffusion_training import DiffusionTrainingConfig
 from raypipe.config.embed import EmbedConfig, EmbedderConfig
@@ -65,6 +66,7 @@ class Build(Settings):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    cemiface: CemiFaceTrainingConfig = CemiFaceTrainingConfig()
     diffusion: DiffusionTrainingConfig = DiffusionTrainingConfig()
     generator: GeneratorConfig = GeneratorConfig()
     estimator: EstimatorConfig = EstimatorConfig()

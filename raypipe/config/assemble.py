@@ -1,8 +1,41 @@
 """Configuration of the `assemble` job."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from raypipe.config.base import Pool, Settings
+
+
+class SimilarityConfig(Settings):
+    """Which images are in, by the cosine of their embedding to the centre of their identity: the
+    template of its images or, where they were made of one reference or vector, that one."""
+
+    lowest: float | None = Field(
+        None, ge=-1, le=1, description="an image below it is rejected; null: none is"
+    )
+    highest: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="an image above it is rejected, also the picture that others were made of, "
+        "which has 1; null: none is",
+    )
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """The lowest and the highest similarity, in [-1, 1]."""
+        return (
+            -1.0 if self.lowest is None else self.lowest,
+            1.0 if self.highest is None else self.highest,
+        )
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "SimilarityConfig":
+        lowest, highest = self.band
+        if lowest >= highest:
+            raise ValueError(f"lowest: {lowest} is not below highest, {highest}")
+        return self
 
 
 class AssembleConfig(Settings):
@@ -23,6 +56,22 @@ class AssembleConfig(Settings):
         "new",
         description="source whose identities only stand in for lost ones, one for one; "
         "null: every source is used in full and a lost identity is dropped",
+    )
+    similarity: SimilarityConfig | None = Field(
+        None, description="filter by similarity to the identity's centre, before min_images"
+    )
+    choose: Literal["random", "stratified"] = Field(
+        "random",
+        description="images that stay where there are more than images_per_identity: drawn, or "
+        "spread evenly over the identity's range of similarity to its centre",
+    )
+    order: Literal["shuffled", "similar_first", "dissimilar_first"] = Field(
+        "shuffled",
+        description="inside a phase: all images shuffled, or level by level of similarity to "
+        "their identity's centre, similar (easy) or dissimilar ones first, shuffled in a level",
+    )
+    levels: int = Field(
+        10, ge=1, description="levels of a phase, of equal size, in an order by similarity"
     )
     shard_size: int = Field(
         10_000,

@@ -10,8 +10,8 @@ from raypipe.config.attributes import AttributesConfig
 from raypipe.config.base import Licence, Pool, Settings
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
-# The weights of each kind that ship with raypipe, for dlib's features.
-_SHIPPED = {"vec2face": "vec2face_small.safetensors", "cemiface": "cemiface_small.safetensors"}
+# Names of the weights where none are stated; of these only Vec2Face ships.
+_SHIPPED = {"vec2face": "vec2face_small.safetensors", "cemiface": "cemiface.safetensors"}
 # What means something to one kind alone.
 _OWN = {"vec2face": ("perturbation", "attributes"), "cemiface": ("similarity", "steps")}
 
@@ -49,7 +49,7 @@ class PainterConfig(Settings):
         None,
         description="vec2face: vec2face_generator.pth and other checkpoints of Vec2Face, or what "
         "train_generator wrote; cemiface: what train_cemiface wrote; its features are those of "
-        "`embedder`; none: the small one that ships with raypipe, for dlib's",
+        "`embedder`; none: the small Vec2Face that ships with raypipe, for dlib's",
     )
     licence: Licence = None
     perturbation: PerturbationConfig = PerturbationConfig()
@@ -66,7 +66,7 @@ class PainterConfig(Settings):
 
     @property
     def weights_file(self) -> str:
-        """Name of the weight file, the shipped one's where none is stated."""
+        """Name of the weight file."""
         return (self.weights or _SHIPPED[self.kind]).rpartition("/")[2]
 
     @property

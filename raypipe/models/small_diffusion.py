@@ -151,7 +151,7 @@ def save(parts: Parts, folder: str, dtype: torch.dtype) -> None:
     """Writes a folder that diffusers loads, with weights as safetensors of a type."""
     disable_progress_bar()  # of a file that is written in a moment
     for module in (parts.vae, parts.unet, parts.text):
-        module.to(dtype)
+        torch.nn.Module.to(module, dtype)  # diffusers' own warns of an empty list
     pipeline(parts).save_pretrained(folder, safe_serialization=True)
     for module in (parts.vae, parts.unet, parts.text):
         module.float()

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs import expand, screen, vectors
 from raypipe import storage
@@ -11,6 +12,7 @@ from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.manifest import Manifest, read_started
+from raypipe.models.cemiface import CemiFace, small
 from raypipe.reasons import explain
 from raypipe.recheck import OUT_OF_BAND
 from raypipe.verifying import Verification
@@ -107,46 +109,58 @@ def test_more_actors_make_the_same_set(expanded: tuple[Path, Manifest], tmp_path
     assert again.content_digest == manifest.content_digest
 
 
+THREE = ("expand.pool={min: 3, max: 3, batch_size: 1, num_cpus: 0.5}", "ray.rows_per_block=2")
 BAND = (0.935, 0.965)
-MIX = (
-    f"expand.band={list(BAND)}",
-    "expand.images=4",
-    "expand.mix=[{kind: cemiface, steps: 4, share: 0.4}]",
-)
 
 
-def test_two_generators_and_a_band_make_the_same_set_on_any_cluster(
+def on_two_clusters(work: Path, tmp_path: Path, *changes: str) -> tuple[str, Manifest]:
+    """Expands on one actor and on three; checks that both sets are the same."""
+    for name in ("one", "three"):
+        (tmp_path / name).mkdir()
+        copied(work, tmp_path / name)
+    manifest = expand.run(build(tmp_path / "one", *changes))
+    again = expand.run(build(tmp_path / "three", *changes, *THREE))
+    assert again.content_digest == manifest.content_digest
+    root = str(tmp_path / "one" / "expand")
+    assert Verification(root, manifest).run() == []
+    return root, manifest
+
+
+def test_a_band_makes_the_same_set_on_any_cluster(
     expanded: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
-    (tmp_path / "one").mkdir()
-    work = copied(expanded[0], tmp_path / "one")
-    manifest = expand.run(build(work, *MIX))
-    assert {"vec2face_small.safetensors", "cemiface_small.safetensors"} < set(
-        manifest.origin.models
-    )
-    dial = storage.read_json(str(work / "expand/dial.json"))
-    assert [painter["kind"] for painter in dial["painters"]] == ["vec2face", "cemiface"]
+    changes = (f"expand.band={list(BAND)}", "expand.images=4")
+    root, _ = on_two_clusters(expanded[0], tmp_path, *changes)
+    dial = storage.read_json(f"{root}/dial.json")
     assert len(dial["identities"]) == NEW
     reasons = set()
-    for row in FaceSet(str(work / "expand")).iter_identities():
-        if row.source != "vec":
-            continue
-        first = [image.generator for image in row.images[1:5]]
-        assert sorted(first) == ["cemiface", "cemiface", "vec2face", "vec2face"]
-        assert all(BAND[0] <= image.similarity <= BAND[1] for image in row.kept)
-        reasons |= {image.rejected for image in row.images[1:]}
+    for row in FaceSet(root).iter_identities():
+        if row.source == "vec":
+            assert all(BAND[0] <= image.similarity <= BAND[1] for image in row.kept)
+            reasons |= {image.rejected for image in row.images[1:]}
     assert {None, OUT_OF_BAND} <= reasons
-    assert Verification(str(work / "expand"), manifest).run() == []
-    (tmp_path / "three").mkdir()
-    again = expand.run(
-        build(
-            copied(expanded[0], tmp_path / "three"),
-            *MIX,
-            "expand.pool={min: 3, max: 3, batch_size: 1, num_cpus: 0.5}",
-            "ray.rows_per_block=2",
-        )
-    )
-    assert again.content_digest == manifest.content_digest
+
+
+def test_two_generators_make_the_same_set_on_any_cluster(
+    expanded: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    """The second one is untrained: nobody's face, and the way of a trained one."""
+    torch.manual_seed(0)
+    weights = tmp_path / "cemiface.safetensors"
+    weights.write_bytes(CemiFace(small(128)).to_safetensors())
+    mix = f"{{kind: cemiface, steps: 2, weights: {weights}, share: 0.4}}"
+    changes = (f"expand.mix=[{mix}]", "expand.images=4", "expand.attempts=1")
+    root, manifest = on_two_clusters(expanded[0], tmp_path, *changes)
+    assert {"vec2face_small.safetensors", "cemiface.safetensors"} < set(manifest.origin.models)
+    for row in FaceSet(root).iter_identities():
+        if row.source == "vec":
+            makers = sorted(image.generator for image in row.images[1:5])
+            assert makers == ["cemiface", "cemiface", "vec2face", "vec2face"]
+
+
+def test_a_cemiface_without_weights_is_an_error(screened: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"expand\.weights: no CemiFace ships"):
+        expand.run(build(copied(screened, tmp_path), "expand.kind=cemiface"))
 
 
 def test_a_band_out_of_reach_is_refused_and_may_be_changed(

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ from raypipe.config import parse
 from raypipe.config.diffusion import DiffusionConfig
 from raypipe.diffusion import Diffusion
 from raypipe.errors import UserError
+from raypipe.faceset import FaceSet
 from raypipe.images import decode
+from raypipe.portraits import Portraits
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -65,7 +68,14 @@ def test_trains_and_writes_a_pipeline_card_and_grids(undisturbed):
     assert manifest.counts == {"images": 120}
     card = storage.read_json(str(root / "card.json"))
     assert card["pictures"] == 120
-    assert len(card["attributes"]["hair"]["cuts"]) == 1
+    (cut,) = card["attributes"]["hair"]["cuts"]
+    faces = [
+        decode(image.data, source=image.image_id)
+        for person in FaceSet(str(workspace / "clean")).iter_identities()
+        for image in person.kept
+    ]
+    hair = Portraits().measure("hair", np.stack(faces))
+    assert (hair < cut).sum() == (hair > cut).sum() == 60
     config = DiffusionConfig(model=str(root / "model"), steps=2, batch_size=1)
     (drawn,) = Diffusion(config, torch.device("cpu")).draw(["a person, dark hair"], [""], [1])
     assert drawn.rgb.shape == (32, 32, 3)
@@ -101,3 +111,8 @@ def test_a_value_that_the_grammar_has_not_is_named(cleaned, tmp_path):
     unknown = {"hair": {"measure": "hair", "values": ["dark", "blond"]}}
     with pytest.raises(UserError, match=r"attributes\.hair: unknown value 'blond'"):
         train_diffusion.run(configured(copied(cleaned, tmp_path), attributes=unknown))
+
+
+def test_a_set_without_a_picture_that_is_good_enough_is_an_error(cleaned, tmp_path):
+    with pytest.raises(UserError, match=r"no picture is left; lower diffusion\.min_quality"):
+        train_diffusion.run(configured(copied(cleaned, tmp_path), min_quality=9.0))

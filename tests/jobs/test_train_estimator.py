@@ -8,11 +8,9 @@ from jobs import train_estimator
 from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
-from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
 from raypipe.models.face_attributes import FaceAttributes
-from raypipe.world import make_base
 
 pytestmark = pytest.mark.slow
 
@@ -30,21 +28,11 @@ def configured(workspace, **changes):
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    root = tmp_path_factory.mktemp("people")
-    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **FAULTLESS), 0, str(root))
-    return [
-        Identity(
-            identity_id=f"base/{folder.name}",
-            index=index,
-            source="base",
-            images=[
-                Image(image_id=path.name, data=path.read_bytes(), source=path.name)
-                for path in sorted(folder.iterdir())
-            ],
-        )
-        for index, folder in enumerate(sorted((root / "base").iterdir()))
-    ]
+def people(cleaned):
+    found = list(FaceSet(str(cleaned / "clean")).iter_identities())[:PEOPLE]
+    for person in found:
+        person.images = person.images[:IMAGES]
+    return found
 
 
 def make_set(workspace, people):

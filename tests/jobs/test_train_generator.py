@@ -2,19 +2,16 @@
 
 import hashlib
 
-import numpy as np
 import pytest
 
 from jobs import train_generator
 from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
-from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image, write_rows
+from raypipe.faceset import FaceSet, Identity, Image, write_rows
 from raypipe.images import decode
 from raypipe.models.vec2face import Vec2Face
-from raypipe.world import make_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -45,28 +42,8 @@ def configured(workspace, **changes):
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """Faces with random features: what a feature means does not matter here."""
-    root = tmp_path_factory.mktemp("people")
-    make_base(SampleConfig(identities=PEOPLE, images=IMAGES, **FAULTLESS), 0, str(root))
-    rng = np.random.default_rng(0)
-    return [
-        Identity(
-            identity_id=f"base/{folder.name}",
-            index=index,
-            source="base",
-            images=[
-                Image(
-                    image_id=path.name,
-                    data=path.read_bytes(),
-                    source=path.name,
-                    embedding=rng.standard_normal(128).astype(np.float32),
-                )
-                for path in sorted(folder.iterdir())
-            ],
-        )
-        for index, folder in enumerate(sorted((root / "base").iterdir()))
-    ]
+def people(cleaned):
+    return list(FaceSet(str(cleaned / "clean")).iter_identities())[:PEOPLE]
 
 
 def make_set(workspace, people, damaged=False):

@@ -1,4 +1,5 @@
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +99,68 @@ def test_positions_are_phases_in_order_and_mixed_inside():
     assert (other != positions).mean() > 0.99
 
 
+def test_levels_of_similarity_come_in_order_and_are_shuffled_inside():
+    plan = curriculum.make_plan(
+        rows(*[("base", 20, None)] * 30, *[("base", 0, None)] * 10, *[("new", 20, None)] * 10),
+        **SETTINGS,
+    )
+    measured = np.random.default_rng(0).uniform(-1, 1, 40 * 7).astype(np.float32)
+
+    def order(seed: int) -> np.ndarray:
+        positions = curriculum.image_positions(plan, 7, seed, ranked_by=-measured, levels=10)
+        assert sorted(positions) == list(range(40 * 7))
+        return np.argsort(positions)
+
+    found = order(3)
+    assert found.tolist() == order(3).tolist()
+    other = order(4)
+    assert (other != found).mean() > 0.8
+    # The ten new people are the first phase; each phase begins again with what is most similar.
+    assert set(found[:70]) == set(range(70))
+    for phase in (slice(0, 70), slice(70, 280)):
+        levels = np.split(found[phase], 10)
+        assert all(measured[one].min() >= measured[then].max() for one, then in pairwise(levels))
+        # The seed shuffles inside the levels, and nothing else.
+        pairs = zip(levels, np.split(other[phase], 10), strict=True)
+        assert all(set(one) == set(another) for one, another in pairs)
+    reverse = curriculum.image_positions(plan, 7, 3, ranked_by=measured, levels=10)
+    level = np.argsort(reverse)[:7]
+    assert measured[level].max() <= np.sort(measured[:70])[6]
+
+
+def test_a_number_of_images_that_levels_do_not_divide():
+    plan = curriculum.make_plan(rows(*[("base", 20, None)] * 3), **SETTINGS)
+    measured = np.arange(21, dtype=np.float32) % 3  # many are equal
+    positions = curriculum.image_positions(plan, 7, 0, ranked_by=measured, levels=4)
+    assert sorted(positions) == list(range(21))
+    few = curriculum.image_positions(plan, 7, 0, ranked_by=measured, levels=100)
+    # Every image is a level: equal ones stay in the order of labels.
+    assert np.argsort(few).tolist() == np.argsort(measured, kind="stable").tolist()
+
+
+def test_positions_read_back(tmp_path):
+    path = str(tmp_path / "positions.npy")
+    curriculum.write_positions(path, np.arange(5))
+    assert curriculum.read_positions(path).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_stratified_choice_by_hand():
+    similarity = np.array([0.9, 0.1, 0.5, 0.7, 0.3, 0.8, 0.2], np.float32)
+    # Ascending: images 1, 6, 4, 2, 3, 5, 0.
+    assert curriculum.evenly(similarity, 7).tolist() == list(range(7))
+    assert curriculum.evenly(similarity, 3).tolist() == [0, 1, 2]  # ranks 0, 3, 6
+    assert curriculum.evenly(similarity, 4).tolist() == [0, 1, 3, 4]  # ranks 0, 2, 4, 6
+    assert curriculum.evenly(similarity, 2).tolist() == [0, 1]
+    assert curriculum.evenly(similarity, 1).tolist() == [2]
+    assert curriculum.evenly(np.zeros(5, np.float32), 3).tolist() == [0, 2, 4]
+    for count in range(1, 61):
+        assert len(set(curriculum.evenly(np.arange(60), count))) == count
+    assert curriculum.choose_images(7, 3, 0, "a", similarity)[0].tolist() == [0, 1, 2]
+    # Where nothing is too many, nothing changes.
+    drawn, stratified = (curriculum.choose_images(7, 9, 0, "a", s) for s in (None, similarity))
+    assert [part.tolist() for part in drawn] == [part.tolist() for part in stratified]
+
+
 def test_choice_of_images():
     stay, parents = curriculum.choose_images(12, 50, 0, "a")
     assert stay.tolist() == list(range(12))
@@ -124,6 +187,27 @@ def test_small_rows_count_kept_images_over_files_and_empty_identities(tmp_path):
     table = curriculum.small_rows(FaceSet(str(tmp_path)))
     assert table["identity_id"].to_pylist() == ["0", "1", "2", "3"]
     assert table["kept"].to_pylist() == [2, 0, 0, 1]
+
+
+def test_small_rows_with_a_band_count_what_is_inside(tmp_path):
+    def person(number: int, angles: list[float], rejected: str | None = None) -> Identity:
+        vectors = [np.array([np.cos(a), np.sin(a)], np.float32) for a in angles]
+        images = [
+            Image(image_id=str(k), data=b"x", source="s", embedding=vector)
+            for k, vector in enumerate(vectors)
+        ]
+        return Identity(
+            identity_id=str(number), index=number, source="base", images=images, rejected=rejected
+        )
+
+    write_rows(str(tmp_path), "a.parquet", [person(0, [-0.4, 0, 0.4, 0]), person(1, [])])
+    write_rows(str(tmp_path), "b.parquet", [person(2, [1.0, -1.0], "screen:in_gallery")])
+    face_set = FaceSet(str(tmp_path))
+    table = curriculum.small_rows(face_set, (-1.0, 1.0))
+    assert table.equals(curriculum.small_rows(face_set).cast(table.schema))
+    # cos 0.4 = 0.92; an identity that was rejected before is not measured.
+    assert curriculum.small_rows(face_set, (0.95, 1.0))["kept"].to_pylist() == [2, 0, 2]
+    assert curriculum.small_rows(face_set, (0.0, 0.95))["kept"].to_pylist() == [2, 0, 2]
 
 
 def test_planning_takes_a_few_numbers_of_memory_an_image():

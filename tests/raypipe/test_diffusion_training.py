@@ -1,6 +1,7 @@
 """Training of a tiny Stable Diffusion, on faces of the DCGAN."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from raypipe.diffusion_training import Prepare, Training, paint, read_state
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
 from raypipe.faceset import Identity, Image, to_table
-from raypipe.images import encode_png
+from raypipe.images import decode, encode_png, resize
 from raypipe.models import small_diffusion
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
@@ -42,6 +43,14 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def faces() -> np.ndarray:
     network = DCGANGenerator()
@@ -58,7 +67,7 @@ Begin = Callable[..., Training]
 def begin(faces: np.ndarray) -> Begin:
     embedder = open_embedder(EmbedderConfig(kind="dlib"), "cpu")
 
-    def make(**changes: object) -> Training:
+    def make(pictures: int = 32, **changes: object) -> Training:
         config = DiffusionTrainingConfig(**{**TINY, **changes})
         torch.manual_seed(0)
         parts = small_diffusion.build(config, SAID)
@@ -66,8 +75,8 @@ def begin(faces: np.ndarray) -> Begin:
             config,
             parts,
             embedder,
-            np.ascontiguousarray(faces[:, ::2, ::2]),
-            [SAID[i % 2] for i in range(len(faces))],
+            np.ascontiguousarray(faces[:pictures, ::2, ::2]),
+            [SAID[i % 2] for i in range(pictures)],
             seed=1,
             cpu=True,
             rank=0,
@@ -89,19 +98,33 @@ def test_both_losses_fall(begin: Begin) -> None:
     assert second["step"] == 60
 
 
-def test_what_is_packed_goes_on_as_if_it_had_not_stopped(begin: Begin) -> None:
+def state(run: Training) -> dict:
+    return torch.load(io.BytesIO(run.pack([])), weights_only=True)
+
+
+def same(one: object, other: object) -> bool:
+    """Bit by bit; bytes of equal states differ by what the pickle refers back to."""
+    if isinstance(one, torch.Tensor):
+        return one.equal(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5])  # in the first phase, between them, in the second
+def test_what_is_packed_goes_on_as_if_it_had_not_stopped(begin: Begin, stop: int) -> None:
+    periods = ((0, 2), (2, 3), (3, 5), (5, 7))
     small = {"vae_steps": 3, "steps": 4}
-    whole = begin(**small)
-    for first, last in ((0, 3), (3, 5), (5, 7)):
+    whole, again = begin(**small), begin(**small)
+    for first, last in periods:
+        if first == stop:
+            assert again.unpack(whole.pack([{"step": stop}])) == [{"step": stop}]
         whole.train_period(first, last, silent)
-    halves = begin(**small)
-    halves.train_period(0, 3, silent)
-    halves.train_period(3, 5, silent)
-    data = halves.pack([{"step": 5}])
-    again = begin(**small)
-    assert again.unpack(data) == [{"step": 5}]
-    again.train_period(5, 7, silent)
-    assert again.pack([]) == whole.pack([])
+        if first >= stop:
+            again.train_period(first, last, silent)
+    assert same(state(again), state(whole))
 
 
 def test_a_saved_model_paints_what_was_trained(begin: Begin, tmp_path: Path) -> None:
@@ -125,21 +148,27 @@ def test_a_saved_model_paints_what_was_trained(begin: Begin, tmp_path: Path) -> 
 
 
 def test_grids_show_reconstructions_and_then_captions(begin: Begin) -> None:
-    from raypipe.images import decode
-
     run = begin(vae_steps=1, steps=1)
     run.train_period(0, 1, silent)
     assert decode(run.grid(SAID, 0), source="grid").shape == (2 * 32, 8 * 32, 3)
     run.train_period(1, 2, silent)
     assert decode(run.grid(SAID, 0), source="grid").shape == (4 * 32, 2 * 32, 3)
+    few = begin(pictures=3, batch_size=2, vae_batch_size=2)
+    assert decode(few.grid(SAID, 0), source="grid").shape == (2 * 32, 3 * 32, 3)
 
 
 def test_mistakes_are_named(begin: Begin) -> None:
     with pytest.raises(UserError, match="a worker has 32 pictures, and a batch 33"):
         begin(batch_size=33)
+    with pytest.raises(UserError, match="a worker has 32 pictures, and a batch 40"):
+        begin(vae_batch_size=40)
     run = begin(vae_lr=1e12)
     with pytest.raises(UserError, match=r"no number any more before update 6; .*diffusion\.vae_lr"):
         run.train_period(0, 6, silent)
+    run = begin(vae_steps=1, lr=1e9)
+    run.train_period(0, 1, silent)
+    with pytest.raises(UserError, match=r"no number any more before update 6; .*diffusion\.lr"):
+        run.train_period(1, 6, silent)
 
 
 def table(faces: np.ndarray):
@@ -163,6 +192,28 @@ def test_pictures_are_prepared_in_step_with_their_measures(faces: np.ndarray) ->
         assert alone[name][0].as_py() == pytest.approx(found[name][2].as_py(), abs=1e-4)
     strict = Prepare(DiffusionTrainingConfig(**TINY, min_quality=9.0))
     assert strict(to_table(rows)).num_rows == 0
+    rows[0].rejected = "clean:duplicate"
+    assert Prepare(config)(to_table(rows)).num_rows == 0
+    rows[0].rejected = None
     rows[0].images[0].data = b"no image"
     with pytest.raises(UserError, match=r"base/a/0\.png"):
         Prepare(config)(to_table(rows))
+
+
+def test_low_quality_leaves_out_a_picture_with_its_measures(faces: np.ndarray) -> None:
+    pictures = faces[:6].copy()
+    pictures[0] = np.random.default_rng(0).integers(0, 256, pictures[0].shape, np.uint8)
+    pictures[3] = 128
+    rows = table(pictures)
+    found = Prepare(DiffusionTrainingConfig(**TINY))(to_table(rows))
+    clear = Prepare(DiffusionTrainingConfig(**TINY, min_quality=0.0))(to_table(rows))
+    assert clear["name"].to_pylist() == [f"base/a/{i}.png" for i in (4, 5)]
+    names = found["name"].to_pylist()
+    places = [names.index(name) for name in clear["name"].to_pylist()]
+    assert clear["pixels"].to_pylist() == found.take(places)["pixels"].to_pylist()
+    for name in DiffusionTrainingConfig().attributes:
+        wanted = found.take(places)[name].to_pylist()
+        assert clear[name].to_pylist() == pytest.approx(wanted, abs=1e-4)
+    for pixels, i in zip(clear["pixels"].to_pylist(), (4, 5), strict=True):
+        crop = resize(resize(pictures[i], (112, 112)), (32, 32))
+        assert pixels == crop.tobytes()

@@ -48,6 +48,24 @@ def test_surplus_images_are_marked_and_stay():
     assert len(after.kept) == 20
 
 
+def test_stratified_images_are_spread_over_their_similarity():
+    def measured() -> Identity:
+        one = person(30)
+        for image, angle in zip(one.images, np.linspace(-1, 1, 30), strict=True):
+            image.embedding = np.array([np.cos(angle), np.sin(angle)], np.float32)
+        return one
+
+    found = refill(measured(), **SETTINGS | {"images_per_identity": 5}, stratified=True)
+    # The centre is between images 14 and 15. Images k and 29 - k are as far from it, and have the
+    # ranks 2 k and 2 k + 1, rounding decides which; those taken are 0, 7, 14, 21 and 29.
+    places = sorted(min(k, 29 - k) for k, image in enumerate(found.images) if not image.rejected)
+    assert places == [0, 3, 7, 10, 14]
+    again = refill(measured(), **SETTINGS | {"images_per_identity": 5, "seed": 2}, stratified=True)
+    assert [image.rejected for image in again.images] == [image.rejected for image in found.images]
+    with pytest.raises(UserError, match="raypipe embed"):
+        refill(person(30), **SETTINGS, stratified=True)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_sizes_may_differ():
     one, again, other = (
         refill(person(5, sizes=(24, 16)), **{**SETTINGS, "seed": seed}) for seed in (1, 1, 2)

@@ -63,6 +63,20 @@ def test_rows_are_the_kept_images_of_labelled_identities():
             assert row[name] == value, name
 
 
+def test_similarity_is_null_without_an_embedding_and_of_the_parent_where_augmented():
+    one = person(0)
+    for image, vector in zip(one.images[:2], np.eye(2, dtype=np.float32), strict=True):
+        image.embedding = vector
+    rows = training_set.to_rows([one], LABELS, POSITIONS, PER_IDENTITY)
+    assert rows["image_id"].to_pylist() == ["0.jpg", "1.jpg", "3.jpg", "4.jpg"]
+    half = np.float32(np.sqrt(0.5))
+    assert rows["similarity"].to_pylist() == [pytest.approx(half)] * 3 + [None]
+    sample = training_set.to_tar(rows)
+    assert b'"similarity": null' in sample
+    assert b"NaN" not in sample
+    assert ordered()["similarity"].null_count == len(ordered())
+
+
 def test_parquet_reads_back_with_images_hugging_face_can_show(tmp_path):
     data = training_set.to_parquet(ordered())
     table = pq.read_table(pa.BufferReader(data))

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from raypipe import storage
+from raypipe.report import charts
 from raypipe.report.album import Album
-from raypipe.report.blocks import Block, Face, Section, Strip, absent
+from raypipe.report.blocks import Block, Chart, Charts, Face, Section, Strip, absent
 from raypipe.report.words import count
 from raypipe.report.workspace import Workspace
 from raypipe.training_set import PARQUET
 
 ANCHOR, TITLE = "curriculum", "Training set and curriculum"
 _SHOWN = 22  # images of a phase
+_BINS = 50  # of similarity, from -1 to 1
 _AUGMENT = "augment"  # the generator of what assemble adds
 _COLUMNS = ["image.bytes", "identity_id", "image_id", "source", "phase", "position", "generator"]
 
@@ -57,6 +60,41 @@ def phases(root: str) -> tuple[list[Phase], int]:
     return found, total
 
 
+def similarities(root: str) -> dict[int, np.ndarray]:
+    """Phase → how many of its images have which similarity to their identity's centre, int64
+    (50,) over [-1, 1]; empty where none was measured.
+
+    Reads two columns of the shards, no image byte.
+    """
+    found: dict[int, np.ndarray] = {}
+    for entry in storage.listdir(storage.join(root, PARQUET)):
+        where, inner = storage.filesystem(entry.path)
+        table = pq.read_table(inner, columns=["phase", "similarity"], filesystem=where)
+        table = table.drop_null()
+        phase, value = (column.to_numpy() for column in table)
+        for number in np.unique(phase).tolist():
+            counts, _ = np.histogram(value[phase == number], _BINS, (-1, 1))
+            found[number] = found.get(number, 0) + counts
+    return dict(sorted(found.items()))
+
+
+def _chart(found: dict[int, np.ndarray], names: dict[int, str]) -> Charts:
+    edges = np.linspace(-1, 1, _BINS + 1).tolist()
+    groups = [
+        charts.Histogram(label=names[number], edges=edges, counts=counts.tolist())
+        for number, counts in found.items()
+    ]
+    drawn = Chart(
+        title="Similarity to the centre of the identity",
+        hint="Every image of the set, by phase. Very similar images teach little, very dissimilar"
+        " ones may not show the person; assemble can filter, choose and order by this number.",
+        alt=f"Histograms of the similarity of images to their identity's centre, of"
+        f" {', '.join(group.label for group in groups)}",
+        svg=charts.histogram("curriculum-similarity", groups, x_label="cosine similarity"),
+    )
+    return Charts(charts=(drawn,))
+
+
 def _face(album: Album, row: dict[str, Any]) -> Face:
     made = row["generator"]
     kind = "original" if made is None else "augmented" if made == _AUGMENT else f"by {made}"
@@ -73,10 +111,16 @@ def section(workspace: Workspace, album: Album) -> Section:
     blocks: list[Block] = []
     ends = [*(phase.start for phase in found[1:]), total]
     # Counted as they come: a phase of the configuration without an identity leaves no gap.
-    for number, (phase, end) in enumerate(zip(found, ends, strict=True), start=1):
+    names = {
+        phase.number: f"Phase {number}: source {phase.rows[0]['source']}"
+        for number, phase in enumerate(found, start=1)
+    }
+    if measured := similarities(workspace.path("assemble")):
+        blocks.append(_chart(measured, names))
+    for phase, end in zip(found, ends, strict=True):
         blocks.append(
             Strip(
-                title=f"Phase {number}: source {phase.rows[0]['source']}",
+                title=names[phase.number],
                 note=f"{count(end - phase.start, 'image')}, from position {phase.start:,} on;"
                 f" the first {len(phase.rows)} are shown.",
                 faces=tuple(_face(album, row) for row in phase.rows),

@@ -11,3 +11,10 @@ def test_replacement_and_phases_must_fit():
         AssembleConfig(phases=["base"])
     with pytest.raises(ValidationError, match="twice"):
         AssembleConfig(phases=["new", "base", "new"])
+
+
+def test_a_band_of_similarity_has_a_lowest_below_its_highest():
+    assert AssembleConfig().similarity is None
+    assert AssembleConfig(similarity={"highest": 0.8}).similarity.band == (-1.0, 0.8)
+    with pytest.raises(ValidationError, match=r"0\.9 is not below highest, 0\.8"):
+        AssembleConfig(similarity={"lowest": 0.9, "highest": 0.8})

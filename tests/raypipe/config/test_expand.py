@@ -23,7 +23,7 @@ def test_a_mix() -> None:
         mix=[{"share": 0.1}, {"share": 0.2, "perturbation": {"kind": "directed"}}],
     )
     assert config.shares == [Fraction(7, 10), Fraction(1, 10), Fraction(2, 10)]
-    assert config.weights_file == "cemiface_small.safetensors"
+    assert config.weights_file == "cemiface.safetensors"
     assert [painter.kind for painter in config.painters] == ["cemiface", "vec2face", "vec2face"]
     assert isinstance(config.mix[0], MixedPainterConfig)
     for again in (

@@ -1,0 +1,323 @@
+"""Training CemiFace: every image of a face set is both what is painted and whom it is painted of.
+
+Losses as published (arXiv 2409.18876, section 3): the noise's mean squared error, and for the
+picture x̂0 that the predicted noise leaves, with c the cosine of its feature and the image's own
+and γ = t / T, (1 − γ) (1 − c)² + γ (m − c)². So little noise asks for the person itself, and much
+noise for somebody at the similarity m.
+"""
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from raypipe.config.cemiface_training import CemiFaceTrainingConfig
+from raypipe.generator_losses import FaceFeatures
+from raypipe.generator_training import Batch, DivergedError, decode_images
+from raypipe.images import encode_png
+from raypipe.models.cemiface import (
+    STEPS,
+    CemiFace,
+    Sizes,
+    enlarge,
+    noise_schedule,
+    published,
+    small,
+)
+from raypipe.models.vec2face import to_pixels
+from raypipe.seeding import generator, torch_seed
+
+_JOB = "train_cemiface"
+_LOOK_EVERY = 20  # steps between two looks at the losses
+_SHOWN = (1.0, 0.7, 0.4, 0.1, -0.2)  # similarities of a grid's rows
+_SHOWN_STEPS = 20  # of DDIM
+
+
+def sizes(config: CemiFaceTrainingConfig, vector: int) -> Sizes:
+    """The sizes of a new network for features of a length."""
+    return small(vector) if config.size == "small" else published(vector)
+
+
+def similarities(config: CemiFaceTrainingConfig) -> np.ndarray:
+    """The grid that similarities are drawn from, ascending, float32."""
+    count = int((1 - config.lowest) / config.interval + 1e-6) + 1
+    return (1 - config.interval * np.arange(count)[::-1]).astype(np.float32)
+
+
+def decode_batch(table: pa.Table, *, seed: int, epoch: int, side: int, grid: np.ndarray) -> Batch:
+    """Decodes a batch of `generator_training.image_rows`, and draws a similarity for each image.
+
+    What is drawn depends on the seed, the epoch and the image, not on who decodes it.
+
+    Returns:
+        images uint8 (N, side, side, 3), vectors float32 (N, D), similarity float32 (N,).
+
+    Raises:
+        UserError: where an image cannot be decoded, naming it.
+    """
+    names, images = decode_images(table, side)
+    drawn = [grid[generator(seed, name, epoch, _JOB).integers(len(grid))] for name in names]
+    vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
+    return {
+        "images": torch.from_numpy(images),
+        "vectors": torch.from_numpy(vectors),
+        "similarity": torch.from_numpy(np.array(drawn, np.float32)),
+    }
+
+
+def clean_images(noisy: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+    """x̂0: pictures without their noise, clipped to [-1, 1] as DCFace does.
+
+    Args:
+        noisy, noise: (B, 3, H, W).
+        kept: ᾱ of each picture's time, (B,).
+    """
+    kept = kept.reshape(-1, 1, 1, 1)
+    return ((noisy - (1 - kept).sqrt() * noise) / kept.sqrt()).clamp(-1, 1)
+
+
+def similarity_losses(cosines: Tensor, wanted: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of (1 − γ) (1 − c)² and of γ (m − c)², each 0-d; their sum is the published SimMat.
+
+    Args:
+        cosines: c, (B,).
+        wanted: m, (B,).
+        times: t, (B,); γ = t / 1000.
+    """
+    share = times / STEPS
+    return (
+        ((1 - share) * (1 - cosines) ** 2).mean(),
+        (share * (wanted - cosines) ** 2).mean(),
+    )
+
+
+class Training:
+    """Network, optimizer and losses of a run on one worker.
+
+    Args:
+        network: on the CPU.
+        embedder: as `raypipe.embedders.open_embedder` gives it, on this worker's device.
+        steps: batches of an epoch on each worker.
+        cpu: compute on the CPU though there is a GPU.
+        rank: of this worker.
+
+    Raises:
+        UserError: where the embedder passes no gradients.
+    """
+
+    def __init__(
+        self,
+        config: CemiFaceTrainingConfig,
+        network: CemiFace,
+        embedder: object,
+        *,
+        seed: int,
+        steps: int,
+        cpu: bool,
+        rank: int,
+    ) -> None:
+        self.config, self.steps, self._seed, self._rank = config, steps, seed, rank
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=config.precision,
+            gradient_accumulation_steps=config.accumulate,
+        )
+        self._device = self.accelerator.device
+        self.faces = FaceFeatures(embedder).to(self._device)
+        self._kept = noise_schedule().alphas_cumprod.to(self._device)
+        self.network = network
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
+        self._wrapped, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self.average = _average(network, config.ema)
+        self.average.to(self._device)
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        """Rate of a step (both counted from 0): linear warm-up, then constant or half a cosine."""
+        config, done = self.config, epoch + step / self.steps
+        if done < config.warmup_epochs:
+            return config.lr * done / config.warmup_epochs
+        if config.final_lr is None:
+            return config.lr
+        share = (done - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+        fall = 0.5 * (1 + math.cos(math.pi * share))
+        return config.final_lr + (config.lr - config.final_lr) * fall
+
+    def train_period(
+        self,
+        batches: Iterable[Batch],
+        *,
+        epoch: int,
+        first_step: int,
+        on_step: Callable[[int, str], None],
+    ) -> dict[str, Any]:
+        """Trains an epoch or a part of it.
+
+        Args:
+            batches: what `decode_batch` returns.
+            epoch: counted from 0.
+            first_step: steps of the epoch before, on this worker.
+            on_step: called now and then with (images done on this worker, the losses in words).
+
+        Returns:
+            The mean of every loss over this worker's steps, images, learning_rate (of the last
+            step), seconds, images_per_second (of this worker).
+
+        Raises:
+            DivergedError: where a loss is no number any more.
+        """
+        # Batches left over at the end make no update of their own.
+        self.accelerator.step = 0
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        images, number, rate = 0, 0, 0.0
+        began = time.perf_counter()
+        for number, batch in enumerate(batches, 1):
+            step = first_step + number - 1
+            rate = self.learning_rate(epoch, step)
+            with self.accelerator.accumulate(self._wrapped):
+                for name, value in self._step(batch, epoch, step, rate).items():
+                    sums[name] = sums.get(name, 0) + value.detach()
+            images += len(batch["vectors"])
+            if number % _LOOK_EVERY == 0:
+                on_step(images, _said(self._means(sums, number, epoch)))
+        seconds = time.perf_counter() - began
+        return {
+            **self._means(sums, number, epoch),
+            "images": images,
+            "learning_rate": rate,
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+
+    def _means(self, sums: dict[str, Tensor], count: int, epoch: int) -> dict[str, float]:
+        means = {name: total.item() / count for name, total in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise DivergedError(
+                f"{_JOB}: a loss is no number any more in epoch {epoch + 1} ({_said(means)}); "
+                f"lower cemiface.lr ({self.config.lr:g})"
+            )
+        return means
+
+    def _step(self, batch: Batch, epoch: int, step: int, rate: float) -> dict[str, Tensor]:
+        """One batch: gradients, and an update where enough have gathered; the losses."""
+        config = self.config
+        vectors, wanted, images = (
+            batch[name].to(self._device, non_blocking=True)
+            for name in ("vectors", "similarity", "images")
+        )
+        clean = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        number = epoch * self.steps + step
+        random = torch.Generator(self._device)
+        random.manual_seed(torch_seed(self._seed, _JOB, number, f"noise {self._rank}"))
+        noise = torch.randn(clean.shape, generator=random, device=self._device)
+        times = torch.randint(STEPS, (len(clean),), generator=random, device=self._device)
+        kept = self._kept[times]
+        share = kept.reshape(-1, 1, 1, 1)
+        noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+        with self.accelerator.autocast():
+            found = self._wrapped(noisy, times, vectors, wanted).float()
+        parts = {"noise": F.mse_loss(found, noise)}
+        total = parts["noise"]
+        if config.similarity_weight:
+            # Not in half precision: where all features share a large part, the cosine of what is
+            # left of them would be rounding.
+            made, _ = self.faces(enlarge(clean_images(noisy, found, kept)))
+            cosines = (self.network.direction(made) * self.network.direction(vectors)).sum(1)
+            parts["own"], parts["wanted"] = similarity_losses(cosines, wanted, times)
+            total = total + config.similarity_weight * (parts["own"] + parts["wanted"])
+        self.accelerator.backward(total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self._wrapped.parameters(), config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            self.average.step(self.network.parameters())
+        return parts
+
+    def pack(self, history: list[dict[str, Any]]) -> bytes:
+        """Everything training goes on from; the rate is a function of the steps in the history."""
+        state: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": history,
+        }
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    def unpack(self, data: bytes) -> list[dict[str, Any]]:
+        """Restores what `pack` packed; returns the history."""
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.average.to(self._device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return state["history"]
+
+    @torch.inference_mode()
+    def grid(self, people: Batch, seed: int) -> bytes:
+        """A PNG: in each column an image, and under it five made from its feature by the average
+        so far, at similarities from 1 down to -0.2, from the same noise.
+
+        Args:
+            people: images and vectors of a batch.
+        """
+        side, vectors = self.network.sizes.side, people["vectors"].to(self._device)
+        noise = torch.from_numpy(
+            np.stack(
+                [
+                    generator(seed, f"person-{k}", stream="grid").standard_normal(
+                        (3, side, side), np.float32
+                    )
+                    for k in range(len(vectors))
+                ]
+            )
+        ).to(self._device)
+        given = people["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        rows = [to_pixels(enlarge(given))]
+        self.average.store(self.network.parameters())
+        self.average.copy_to(self.network.parameters())
+        for wanted in _SHOWN:
+            similarity = torch.full((len(vectors),), wanted, device=self._device)
+            with self.accelerator.autocast():
+                made = self.network.sample(vectors, similarity, noise, _SHOWN_STEPS)
+            rows.append(to_pixels(made))
+        self.average.restore(self.network.parameters())
+        return encode_png(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
+
+
+def _average(network: CemiFace, decay: float) -> EMAModel:
+    # diffusers counts an update less and has a decay of (1 + n) / (10 + n) without the warm-up.
+    return EMAModel(
+        network.parameters(), decay=decay, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4
+    )
+
+
+def read_state(data: bytes, network: CemiFace) -> list[dict[str, Any]]:
+    """Gives a network the averaged weights of what `Training.pack` packed; returns the history."""
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    network.load_state_dict(state["network"])
+    average = _average(network, 0.0)
+    average.load_state_dict(state["average"])
+    average.copy_to(network.parameters())
+    return state["history"]
+
+
+def _said(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in means.items())
