@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,12 @@ import ray
 from jobs.assemble import run
 from jobs.stage import totals
 from raypipe.config import Build, parse
+from raypipe.config.assemble import AssembleConfig
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, Identity, Image, write_rows
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
+from raypipe.similarity import similarities
 from raypipe.verifying import verify_files
 
 IMAGES = 12
@@ -56,10 +61,10 @@ PEOPLE = [person(n, "base", 5 + n % 6 * 2) for n in range(30)] + [
 LOST = 1 + sum(n % 6 == 0 for n in range(30))
 
 
-def screened(workspace: Path, files: int = 5) -> Path:
+def screened(workspace: Path, files: int = 5, people: Sequence[Identity] = PEOPLE) -> Path:
     root = str(workspace / "screen")
     for number in range(files):
-        write_rows(root, f"{number}.parquet", PEOPLE[number::files])
+        write_rows(root, f"{number}.parquet", people[number::files])
     counts, digest = summarise(root)
     origin = Origin(job="screen", settings={}, inputs={}, models={})
     written = Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest)
@@ -218,6 +223,78 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(assembled, tmp_path):
     assert again.content_digest == manifest.content_digest
     assert again.counts["training_set"] == manifest.counts["training_set"]
     assert files_of(tmp_path) == files_of(before)
+
+
+BAND = (0.55, 0.95)
+
+
+def embedded(person: Identity) -> Identity:
+    """With embeddings around one of the person's own."""
+    rng = np.random.default_rng(person.index)
+    own = rng.normal(size=16)
+    vectors = own + rng.uniform(0.2, 1.5, (len(person.images), 1)) * rng.normal(
+        size=(len(person.images), 16)
+    )
+    images = [
+        replace(image, embedding=vector.astype(np.float32))
+        for image, vector in zip(person.images, vectors, strict=True)
+    ]
+    return replace(person, images=images)
+
+
+@pytest.mark.slow
+def test_a_set_filtered_chosen_and_ordered_by_similarity(ray_cluster, tmp_path):
+    people = [embedded(one) for one in PEOPLE]
+    dials = {
+        "similarity": {"lowest": BAND[0], "highest": BAND[1]},
+        "choose": "stratified",
+        "order": "similar_first",
+        "levels": 4,
+    }
+    manifests = []
+    for name, files, pool in (("a", 5, {}), ("b", 3, {"min": 2, "max": 2})):
+        workspace = screened(tmp_path / name, files, people)
+        config = build(workspace, **pool)
+        changed = AssembleConfig(**config.assemble.model_dump() | dials)
+        manifests.append(run(config.model_copy(update={"assemble": changed})))
+    assert manifests[0].content_digest == manifests[1].content_digest
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert not (tmp_path / "a/assemble/positions.npy").exists()
+
+    counts = manifests[0].counts
+    images = counts["images"]
+    assert images["kept"] + sum(images["rejected"].values()) == images["read"] + images["made"]
+    outside = sum(
+        image.rejected is None and not BAND[0] <= value <= BAND[1]
+        for one in people
+        if one.rejected is None
+        for image, value in zip(one.images, similarities(one), strict=True)
+    )
+    assert images["rejected"]["assemble:out_of_band"] == outside > 0
+    # Who has too few left is replaced like anybody else who is lost.
+    assert counts["identities"]["rejected"]["assemble:too_few"] > LOST - 1 + 10
+
+    shards = sorted((tmp_path / "a/assemble/parquet").iterdir())
+    table = pa.concat_tables([pq.read_table(path) for path in shards])
+    measured, phase = table["similarity"].to_numpy(), np.array(table["phase"])
+    assert (measured >= np.float32(BAND[0])).all()
+    assert (measured <= np.float32(BAND[1])).all()
+    for number in np.unique(phase):
+        levels = np.array_split(measured[phase == number], 4)
+        assert all(one.min() >= then.max() for one, then in pairwise(levels))
+    rows = table.drop_columns(["image"]).to_pylist()
+    values = {(row["identity_id"], row["image_id"]): row["similarity"] for row in rows}
+    made = [row for row in rows if row["generator"]]
+    assert made
+    assert all(row["similarity"] == values[row["identity_id"], row["parent"]] for row in made)
+
+
+@pytest.mark.slow
+def test_an_order_by_similarity_needs_embeddings(ray_cluster, tmp_path):
+    config = build(screened(tmp_path))
+    ordered = config.assemble.model_copy(update={"order": "dissimilar_first"})
+    with pytest.raises(UserError, match="has no embedding.*run `raypipe embed`"):
+        run(config.model_copy(update={"assemble": ordered}))
 
 
 def test_without_a_screened_set_it_says_so(tmp_path):

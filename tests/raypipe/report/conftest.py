@@ -409,6 +409,7 @@ def assemble(root: str, people: list[Identity]) -> None:
                     "origin": image.source,
                     "parent": image.parent or ("000.jpg" if len(rows) % 3 == 0 else None),
                     "generator": image.generator or ("augment" if len(rows) % 3 == 0 else None),
+                    "similarity": 0.9 - 0.02 * len(rows),
                 }
             )
     for number, part in enumerate((rows[:16], rows[16:])):
