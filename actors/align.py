@@ -4,7 +4,7 @@ from typing import Any
 
 from raypipe.aligners import open_aligner
 from raypipe.config.align import AlignerConfig
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.images import ImageError, decode, encode_jpeg, encode_png
 
 

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe import curriculum, exchange, storage, training_set
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 from raypipe.refill import refill
 from raypipe.similarity import reject_outside
 

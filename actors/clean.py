@@ -10,7 +10,8 @@ from raypipe.cleaning.cluster import calibrated_cluster
 from raypipe.cleaning.doubles import load_doubles
 from raypipe.cleaning.marking import mark
 from raypipe.config.clean import CleanConfig
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 
 
 class CentreActor:

@@ -8,7 +8,7 @@ import torch
 from raypipe.config.diffusion import DiffusionConfig
 from raypipe.diffusion import Diffusion, Drawn, SecondPass
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.images import encode_png
 from raypipe.prompts import Grammar, draw, load_grammar, say
 from raypipe.prompts.schema import hint

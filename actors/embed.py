@@ -7,7 +7,7 @@ import torch
 
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import SIZE, open_embedder
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.images import ImageError, decode, resize
 
 

@@ -14,7 +14,8 @@ from raypipe.config.expand import ExpandConfig
 from raypipe.dial import Curve
 from raypipe.embedders import open_embedder
 from raypipe.expansion import Expander
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 from raypipe.painters import open_painter
 from raypipe.recheck import Others, Thresholds
 from raypipe.templates import load_gallery

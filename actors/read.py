@@ -1,7 +1,7 @@
 """Reads the images of listed identities."""
 
-from raypipe.faceset import Identity
 from raypipe.formats import open_reader
+from raypipe.identities import Identity
 
 
 class ReadActor:

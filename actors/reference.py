@@ -10,8 +10,8 @@ from raypipe.config.align import AlignerConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.gates import GatesConfig
 from raypipe.embedders import open_embedder
-from raypipe.faceset import Identity, Image, SeedEvidence, Try
 from raypipe.gates import measure, refused
+from raypipe.identities import Identity, Image, SeedEvidence, Try
 from raypipe.images import ImageError, decode, encode_png, resize
 
 _BLANKED = "seed:safety_checker"

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import storage
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 from raypipe.screening import Verdicts, search_galleries
 from raypipe.templates import load_gallery
 

@@ -16,7 +16,8 @@ import torch
 
 from raypipe import exchange, training_set
 from raypipe.augment import augment
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import decode, encode_jpeg, resize
 from raypipe.refill import refill
 from raypipe.seeding import generator

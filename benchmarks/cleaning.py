@@ -31,8 +31,9 @@ from raypipe.config.clean import CleanConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.embedders import Embedder, open_embedder
-from raypipe.faceset import Embedded, Identity
+from raypipe.faceset import Embedded
 from raypipe.formats import open_reader
+from raypipe.identities import Identity
 from raypipe.images import decode
 from raypipe.world import make_base
 

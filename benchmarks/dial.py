@@ -1,14 +1,16 @@
 """What similarity a generator's dial gives, and how many images come out in a wanted band.
 
-    python benchmarks/dial.py
+    python benchmarks/dial.py [--cemiface WEIGHTS]
 
-Sampled vectors through the job `expand` with each small generator that ships. First for every value
-of the dial the measured cosine of images to their identity's vector, and the curve that the dial is
-set by. Then for three bands within reach: how many images are in it at their first draw, and how
-many without a dial, with the published noise or m; how many passed all checks at their first draw
-and in the end; draws; how the kept ones fill the band; and why others were refused.
+Sampled vectors through the job `expand` with the small Vec2Face, and with a CemiFace of yours.
+First for every value of the dial the measured cosine of images to their identity's vector, and the
+curve that the dial is set by. Then for three bands within reach: how many images are in it at their
+first draw, and how many without a dial, with the published noise or m; how many passed all checks
+at their first draw and in the end; draws; how the kept ones fill the band; and why others were
+refused.
 """
 
+import argparse
 import os
 import platform
 import shutil
@@ -24,9 +26,7 @@ from throughput import face_set, faces
 from actors.embed import EmbedActor
 from jobs import expand, screen, vectors
 from raypipe import storage
-from raypipe.config.expand import ExpandConfig
-from raypipe.faceset import Identity, Image
-from raypipe.models.loading import shipped
+from raypipe.identities import Identity, Image
 
 NEW = 40  # vectors
 EASY = ["expand.false_match_rate=0.1", f"expand.images={WANTED}"]  # room for a band
@@ -49,9 +49,10 @@ def first(people: list[Identity]) -> list[Image]:
     return [image for image in made if "." not in image.image_id]
 
 
-def measure(work: str, kind: str) -> None:
-    free = similarities(first(run(work, f"expand.kind={kind}")))
-    run(work, f"expand.kind={kind}", "expand.band=[-1, 1]", "expand.attempts=1")
+def measure(work: str, kind: str, *weights: str) -> None:
+    what = (f"expand.kind={kind}", *weights)
+    free = similarities(first(run(work, *what)))
+    run(work, *what, "expand.band=[-1, 1]", "expand.attempts=1")
     curve = storage.read_json(f"{work}/expand/dial.json")["painters"][0]["curve"]
     print(f"{kind}, {NEW} vectors\n\n| dial | mean | spread | curve |\n|---|---|---|---|")
     for row in zip(curve["dials"], curve["means"], curve["spreads"], curve["fitted"], strict=True):
@@ -65,7 +66,7 @@ def measure(work: str, kind: str) -> None:
     low, high = max(own, min(curve["fitted"])), max(curve["fitted"])
     for start, end in ((0.0, 1.0), (0.0, 0.4), (0.5, 0.9)):
         band = (round(low + start * (high - low), 3), round(low + end * (high - low), 3))
-        people = run(work, f"expand.kind={kind}", f"expand.band={list(band)}")
+        people = run(work, *what, f"expand.band={list(band)}")
         drawn = [image for person in people for image in person.images[1:]]
         begun = first(people)
         kept = [image for person in people for image in person.kept]
@@ -87,6 +88,9 @@ def measure(work: str, kind: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cemiface", help="what train_cemiface wrote")
+    arguments = parser.parse_args()
     print(f"{platform.machine()}, {CORES} cores, torch {torch.__version__}\n")
     with tempfile.TemporaryDirectory() as folder:
         people = faces(folder)
@@ -98,9 +102,9 @@ def main() -> None:
         config = build(work, NEW, [])
         vectors.run(config)
         screen.run(config)
-        for kind in ("vec2face", "cemiface"):
-            if os.path.exists(shipped(ExpandConfig(kind=kind).weights_file)):
-                measure(work, kind)
+        measure(work, "vec2face")
+        if arguments.cemiface:
+            measure(work, "cemiface", f"expand.weights={os.path.abspath(arguments.cemiface)}")
         ray.shutdown()
 
 

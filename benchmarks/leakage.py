@@ -28,7 +28,8 @@ from raypipe.config.embed import EmbedderConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.config.screen import ScreenConfig
 from raypipe.embedders import Embedder, open_embedder
-from raypipe.faceset import Embedded, Identity
+from raypipe.faceset import Embedded
+from raypipe.identities import Identity
 from raypipe.images import decode
 from raypipe.impostors import Impostors, calibrate_gallery
 from raypipe.screening import IN_GALLERY, NOT_UNIQUE, decide, search_galleries

@@ -25,7 +25,8 @@ from raypipe import storage
 from raypipe.config import Build, parse
 from raypipe.config.base import Pool
 from raypipe.config.sample import FAULTLESS, SampleConfig
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 from raypipe.world import make_base

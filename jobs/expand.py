@@ -48,11 +48,6 @@ def run(config: Build) -> Manifest:
         raise UserError("expand: the configuration has no part 'expand'")
     source = storage.join(config.workspace, "screen")
     origin = finished("expand", source)
-    if any(painter.kind == "cemiface" and not painter.weights for painter in expand.painters):
-        raise UserError(
-            "expand.weights: no CemiFace ships with raypipe; name what `raypipe train_cemiface` "
-            "wrote"
-        )
     weights = [painter.weights or shipped(painter.weights_file) for painter in expand.painters]
     embedder = config.embedder.weights or shipped("dlib_resnet_v1.safetensors")
     work = begin(

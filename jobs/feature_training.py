@@ -1,6 +1,7 @@
 """Under the jobs that train on the images of a face set and their features: the set, the epochs."""
 
 import collections
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -15,14 +16,22 @@ from ray import train
 from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train.torch import get_device
 
-from jobs.trainer import in_order, save_state
-from raypipe import generator_training as training
+from jobs.cluster import connect, preflight
+from jobs.trainer import CHECKPOINTS, SPEED_ONLY, fit, in_order, pool_of, save_state
+from jobs.work import Work, begin
+from raypipe import feature_training as training
 from raypipe import storage
-from raypipe.config.cemiface_training import CemiFaceTrainingConfig
-from raypipe.config.generator import GeneratorConfig
+from raypipe.config import Build
+from raypipe.config.base import FeatureTraining
+from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
+from raypipe.manifest import Manifest, read_manifest
+from raypipe.models.cemiface import CemiFace
+from raypipe.models.loading import shipped
+from raypipe.models.vec2face import Vec2Face
 from raypipe.seeding import torch_seed
 
+CARD, HISTORY, GRIDS = "card.json", "history.json", "grids"
 Decode = Callable[[pa.Table], training.Batch]
 
 
@@ -48,7 +57,7 @@ def examine(source: str) -> FeatureSet:
 
 
 def dataset(found: FeatureSet) -> ray.data.Dataset:
-    """A row for each image to train on (`generator_training.COLUMNS`), in order."""
+    """A row for each image to train on (`feature_training.COLUMNS`), in order."""
     rows = ray.data.read_parquet(found.files).map_batches(
         training.image_rows, batch_format="pyarrow", batch_size=None
     )
@@ -65,6 +74,114 @@ def people(source: str, count: int) -> pa.Table:
         if sum(map(len, taken)) >= count:
             break
     return pa.concat_tables(taken).slice(0, count)
+
+
+def begin_training(
+    config: Build, options: FeatureTraining, *, job: str, folder: str, files: dict[str, str | None]
+) -> tuple[Work, str]:
+    """Begins the work of a training job in a folder of the workspace; returns the face set too.
+
+    Args:
+        files: setting → weight file that the result depends on; None where there is none.
+
+    Raises:
+        UserError: where the set is unfinished, or the folder was made with something else.
+    """
+    source = options.faces.replace("{workspace}", config.workspace.rstrip("/"))
+    faces = read_manifest(source)
+    if faces is None:
+        raise UserError(f"{job}: {source} holds no finished face set; run `raypipe embed`")
+    embedder = config.embedder
+    weights = [embedder.weights or shipped("dlib_resnet_v1.safetensors"), *files.values()]
+    work = begin(
+        config,
+        job=folder,
+        settings={
+            **options.model_dump(exclude={*SPEED_ONLY, "faces", *files}),
+            "embedder": embedder.model_dump(exclude={"weights"}),
+            "seed": config.seed,
+        },
+        inputs={"faces": faces.content_digest},
+        models=[path for path in weights if path],
+    )
+    return work, source
+
+
+def fit_features(
+    config: Build,
+    options: FeatureTraining,
+    work: Work,
+    worker: Callable[[dict[str, Any]], str | None],
+    *,
+    job: str,
+    source: str,
+) -> tuple[bytes, FeatureSet]:
+    """Trains to the last epoch, or goes on from the last checkpoint; the state at the end.
+
+    Args:
+        worker: runs on every worker, with config, embedder, seed, images (of the set), vectors
+            (some of its features), people (rows for the grids) and grids (where these go).
+
+    Raises:
+        UserError: where the set is too small, or a worker says so.
+    """
+    found = examine(source)
+    if found.images < options.num_workers:
+        raise UserError(f"{job}: {source} has {found.images} images to train on")
+    connect(config)
+    preflight(job, [pool_of(options)])
+    begun = time.perf_counter()
+    images = found.images * options.epochs
+    state = fit(
+        work,
+        worker,
+        {
+            "config": options.model_dump(),
+            "embedder": config.embedder.model_dump(),
+            "seed": config.seed,
+            "images": found.images,
+            "vectors": found.vectors,
+            "people": people(source, options.grid),
+            "grids": work.path(GRIDS),
+        },
+        dataset(found),
+        config=options,
+        images=images,
+    )
+    work.timing("train", time.perf_counter() - begun, images=images)
+    return state, found
+
+
+def finish_training(
+    config: Build,
+    options: FeatureTraining,
+    work: Work,
+    network: CemiFace | Vec2Face,
+    history: list[dict[str, Any]],
+    found: FeatureSet,
+    *,
+    file: str,
+) -> Manifest:
+    """Writes the weights into a file of the folder, the card and the history."""
+    weights = network.to_safetensors(getattr(torch, options.store))
+    storage.write_bytes(work.path(file), weights)
+    storage.write_json(work.path(HISTORY), {"workers": options.num_workers, "periods": history})
+    digest = hashlib.sha256(weights).hexdigest()
+    card = {
+        "sizes": vars(network.sizes),
+        "images": found.images,
+        "embedder": {"kind": config.embedder.kind, "dimension": network.sizes.vector},
+        "seed": config.seed,
+        "config": options.model_dump(),
+        "models": work.origin.models,
+        "faces": work.origin.inputs["faces"],
+        "sha256": digest,
+        "losses": history[-1],
+    }
+    storage.write_json(work.path(CARD), card)
+    manifest = work.finish({"images": found.images, "epochs": options.epochs}, digest)
+    storage.delete(work.path(CHECKPOINTS))
+    return manifest
 
 
 class _Collate(ArrowBatchCollateFn):
@@ -102,7 +219,7 @@ class Trained(Protocol):
 def train_epochs(
     job: str,
     run: Trained,
-    config: GeneratorConfig | CemiFaceTrainingConfig,
+    config: FeatureTraining,
     decoder: Callable[[int], Decode],
     arguments: dict[str, Any],
     history: list[dict[str, Any]],

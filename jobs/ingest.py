@@ -26,9 +26,10 @@ from raypipe.aligners import weights_files
 from raypipe.config import Build
 from raypipe.config.align import AlignerConfig
 from raypipe.config.ingest import SourceConfig
-from raypipe.faceset import ROWS, Identity, write_rows
+from raypipe.faceset import ROWS, write_rows
 from raypipe.formats import Reader, open_reader
 from raypipe.formats.row_groups import RowGroupsReader
+from raypipe.identities import Identity
 from raypipe.manifest import Manifest, Origin, digest_of, read_manifest, summarise, write_manifest
 
 LISTING = "listing"

@@ -25,7 +25,8 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.base import Pool
 from raypipe.errors import UserError
-from raypipe.faceset import ROWS, from_table, to_table
+from raypipe.faceset import ROWS
+from raypipe.identities import from_table, to_table
 from raypipe.manifest import Counts, Manifest, read_manifest, summarise
 
 CHECKPOINT = "checkpoint"

@@ -5,8 +5,6 @@ for every checkpoint: in each column an image of the set, and under it five made
 less and less similar.
 """
 
-import hashlib
-import time
 from functools import partial
 from typing import Any
 
@@ -14,23 +12,19 @@ import torch
 from ray import train
 from ray.train.torch import get_device
 
-from jobs.cluster import connect, preflight
-from jobs.feature_training import FeatureSet, dataset, examine, people, train_epochs
-from jobs.trainer import CHECKPOINTS, SPEED_ONLY, fit, load_state, pool_of
-from jobs.work import Work, begin
+from jobs.feature_training import begin_training, finish_training, fit_features, train_epochs
+from jobs.trainer import load_state
 from raypipe import cemiface_training as training
-from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.cemiface_training import CemiFaceTrainingConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
-from raypipe.manifest import Manifest, read_manifest
+from raypipe.manifest import Manifest
 from raypipe.models.cemiface import CemiFace
-from raypipe.models.loading import shipped
 from raypipe.seeding import torch_seed
 
-WEIGHTS, CARD, HISTORY, GRIDS = "cemiface.safetensors", "card.json", "history.json", "grids"
+WEIGHTS = "cemiface.safetensors"
 
 
 def run(config: Build) -> Manifest:
@@ -41,49 +35,15 @@ def run(config: Build) -> Manifest:
             embedder passes no gradients, or the loss is no number any more.
     """
     options = config.cemiface
-    source = options.faces.replace("{workspace}", config.workspace.rstrip("/"))
-    faces = read_manifest(source)
-    if faces is None:
-        raise UserError(f"train_cemiface: {source} holds no finished face set; run `raypipe embed`")
-    embedder = config.embedder
-    weights = [embedder.weights or shipped("dlib_resnet_v1.safetensors"), options.weights]
-    work = begin(
-        config,
-        job="cemiface",
-        settings={
-            **options.model_dump(exclude={*SPEED_ONLY, "faces", "weights"}),
-            "embedder": embedder.model_dump(exclude={"weights"}),
-            "seed": config.seed,
-        },
-        inputs={"faces": faces.content_digest},
-        models=[path for path in weights if path],
+    work, source = begin_training(
+        config, options, job="train_cemiface", folder="cemiface", files={"weights": options.weights}
     )
     if work.manifest:
         return work.manifest
-    found = examine(source)
-    if found.images < options.num_workers:
-        raise UserError(f"train_cemiface: {source} has {found.images} images to train on")
-    connect(config)
-    preflight("train_cemiface", [pool_of(options)])
-    begun = time.perf_counter()
-    state = fit(
-        work,
-        _worker,
-        {
-            "config": options.model_dump(),
-            "embedder": embedder.model_dump(),
-            "seed": config.seed,
-            "images": found.images,
-            "centre": found.vectors.mean(axis=0),
-            "people": people(source, options.grid),
-            "grids": work.path(GRIDS),
-        },
-        dataset(found),
-        config=options,
-        images=found.images * options.epochs,
-    )
-    work.timing("train", time.perf_counter() - begun, images=found.images * options.epochs)
-    return _finish(config, work, state, found)
+    state, found = fit_features(config, options, work, _worker, job="train_cemiface", source=source)
+    network = _new(options, found.vectors.shape[1])
+    history = training.read_state(state, network)
+    return finish_training(config, options, work, network, history, found, file=WEIGHTS)
 
 
 def _new(config: CemiFaceTrainingConfig, length: int) -> CemiFace:
@@ -111,7 +71,7 @@ def _start(config: CemiFaceTrainingConfig, seed: int, centre: torch.Tensor) -> C
 def _worker(arguments: dict[str, Any]) -> str | None:
     """Runs on every worker; returns the user's mistake where there is one, the same on all."""
     config = CemiFaceTrainingConfig(**arguments["config"])
-    seed, centre = arguments["seed"], torch.from_numpy(arguments["centre"])
+    seed, centre = arguments["seed"], torch.from_numpy(arguments["vectors"].mean(axis=0))
     context = train.get_context()
     device = get_device()
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
@@ -144,31 +104,6 @@ def _worker(arguments: dict[str, Any]) -> str | None:
         arguments,
         history=run.unpack(state) if state else [],
     )
-
-
-def _finish(config: Build, work: Work, state: bytes, found: FeatureSet) -> Manifest:
-    options = config.cemiface
-    network = _new(options, found.vectors.shape[1])
-    history = training.read_state(state, network)
-    weights = network.to_safetensors(getattr(torch, options.store))
-    storage.write_bytes(work.path(WEIGHTS), weights)
-    storage.write_json(work.path(HISTORY), {"workers": options.num_workers, "periods": history})
-    digest = hashlib.sha256(weights).hexdigest()
-    card = {
-        "sizes": vars(network.sizes),
-        "images": found.images,
-        "embedder": {"kind": config.embedder.kind, "dimension": network.sizes.vector},
-        "seed": config.seed,
-        "config": options.model_dump(),
-        "models": work.origin.models,
-        "faces": work.origin.inputs["faces"],
-        "sha256": digest,
-        "losses": history[-1],
-    }
-    storage.write_json(work.path(CARD), card)
-    manifest = work.finish({"images": found.images, "epochs": options.epochs}, digest)
-    storage.delete(work.path(CHECKPOINTS))
-    return manifest
 
 
 if __name__ == "__main__":

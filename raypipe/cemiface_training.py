@@ -7,8 +7,6 @@ noise for somebody at the similarity m.
 """
 
 import io
-import math
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raypipe.config.cemiface_training import CemiFaceTrainingConfig
+from raypipe.feature_training import Batch, decode_images, learning_rate, train_steps
 from raypipe.generator_losses import FaceFeatures
-from raypipe.generator_training import Batch, DivergedError, decode_images
 from raypipe.images import encode_png
 from raypipe.models.cemiface import (
     STEPS,
@@ -37,7 +35,6 @@ from raypipe.models.vec2face import to_pixels
 from raypipe.seeding import generator, torch_seed
 
 _JOB = "train_cemiface"
-_LOOK_EVERY = 20  # steps between two looks at the losses
 _SHOWN = (1.0, 0.7, 0.4, 0.1, -0.2)  # similarities of a grid's rows
 _SHOWN_STEPS = 20  # of DDIM
 
@@ -54,7 +51,7 @@ def similarities(config: CemiFaceTrainingConfig) -> np.ndarray:
 
 
 def decode_batch(table: pa.Table, *, seed: int, epoch: int, side: int, grid: np.ndarray) -> Batch:
-    """Decodes a batch of `generator_training.image_rows`, and draws a similarity for each image.
+    """Decodes a batch of `feature_training.image_rows`, and draws a similarity for each image.
 
     What is drawn depends on the seed, the epoch and the image, not on who decodes it.
 
@@ -142,14 +139,14 @@ class Training:
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """Rate of a step (both counted from 0): linear warm-up, then constant or half a cosine."""
-        config, done = self.config, epoch + step / self.steps
-        if done < config.warmup_epochs:
-            return config.lr * done / config.warmup_epochs
-        if config.final_lr is None:
-            return config.lr
-        share = (done - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-        fall = 0.5 * (1 + math.cos(math.pi * share))
-        return config.final_lr + (config.lr - config.final_lr) * fall
+        config = self.config
+        return learning_rate(
+            epoch + step / self.steps,
+            warmup=config.warmup_epochs,
+            epochs=config.epochs,
+            highest=config.lr,
+            final=config.lr if config.final_lr is None else config.final_lr,
+        )
 
     def train_period(
         self,
@@ -168,8 +165,7 @@ class Training:
             on_step: called now and then with (images done on this worker, the losses in words).
 
         Returns:
-            The mean of every loss over this worker's steps, images, learning_rate (of the last
-            step), seconds, images_per_second (of this worker).
+            As `feature_training.train_steps` does.
 
         Raises:
             DivergedError: where a loss is no number any more.
@@ -177,35 +173,20 @@ class Training:
         # Batches left over at the end make no update of their own.
         self.accelerator.step = 0
         self.optimizer.zero_grad()
-        sums: dict[str, Tensor] = {}
-        images, number, rate = 0, 0, 0.0
-        began = time.perf_counter()
-        for number, batch in enumerate(batches, 1):
-            step = first_step + number - 1
+
+        def train_step(batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
             rate = self.learning_rate(epoch, step)
             with self.accelerator.accumulate(self._wrapped):
-                for name, value in self._step(batch, epoch, step, rate).items():
-                    sums[name] = sums.get(name, 0) + value.detach()
-            images += len(batch["vectors"])
-            if number % _LOOK_EVERY == 0:
-                on_step(images, _said(self._means(sums, number, epoch)))
-        seconds = time.perf_counter() - began
-        return {
-            **self._means(sums, number, epoch),
-            "images": images,
-            "learning_rate": rate,
-            "seconds": seconds,
-            "images_per_second": images / seconds,
-        }
+                return self._step(batch, epoch, step, rate), rate
 
-    def _means(self, sums: dict[str, Tensor], count: int, epoch: int) -> dict[str, float]:
-        means = {name: total.item() / count for name, total in sums.items()}
-        if not all(map(math.isfinite, means.values())):
-            raise DivergedError(
-                f"{_JOB}: a loss is no number any more in epoch {epoch + 1} ({_said(means)}); "
-                f"lower cemiface.lr ({self.config.lr:g})"
-            )
-        return means
+        return train_steps(
+            batches,
+            train_step,
+            first_step=first_step,
+            on_step=on_step,
+            mistake=f"{_JOB}: a loss is no number any more in epoch {epoch + 1}; "
+            f"lower cemiface.lr ({self.config.lr:g})",
+        )
 
     def _step(self, batch: Batch, epoch: int, step: int, rate: float) -> dict[str, Tensor]:
         """One batch: gradients, and an update where enough have gathered; the losses."""
@@ -317,7 +298,3 @@ def read_state(data: bytes, network: CemiFace) -> list[dict[str, Any]]:
     average.load_state_dict(state["average"])
     average.copy_to(network.parameters())
     return state["history"]
-
-
-def _said(means: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in means.items())

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from raypipe import generator_losses as losses
 from raypipe.config.diffusion_training import DiffusionTrainingConfig
 from raypipe.errors import UserError
-from raypipe.faceset import from_table
+from raypipe.identities import from_table
 from raypipe.images import ImageError, decode, encode_png, resize
 from raypipe.models.small_diffusion import LATENTS, Parts, noise_schedule, pipeline, tokenize
 from raypipe.portraits import SIZE, Portraits

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from raypipe.config.estimator import EstimatorConfig
 from raypipe.errors import UserError
 from raypipe.estimator_labels import Labeller
-from raypipe.faceset import Identity
+from raypipe.identities import Identity
 from raypipe.images import ImageError, decode, resize
 from raypipe.models.face_attributes import ATTRIBUTES, FaceAttributes
 from raypipe.seeding import generator, torch_seed

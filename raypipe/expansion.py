@@ -14,7 +14,7 @@ from raypipe.config.expand import ExpandConfig
 from raypipe.dial import Aim, Curve
 from raypipe.embedders import Embedder
 from raypipe.errors import UserError
-from raypipe.faceset import NO_PICTURE, ExpandEvidence, Identity, Image
+from raypipe.identities import NO_PICTURE, ExpandEvidence, Identity, Image
 from raypipe.images import decode, encode_jpeg
 from raypipe.painters import Order, Painter
 from raypipe.recheck import OUT_OF_BAND, Others, similarities

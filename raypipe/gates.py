@@ -10,7 +10,7 @@ import numpy as np
 
 from raypipe.aligners import AlignedFace
 from raypipe.config.gates import GatesConfig
-from raypipe.faceset import Try
+from raypipe.identities import Try
 from raypipe.pose import pose
 
 _SIDE = 80  # shorter side in pixels that dlib's box of a face has in the aligned crop

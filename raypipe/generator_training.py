@@ -1,8 +1,6 @@
 """Training Vec2Face: every image of a face set is painted from its own feature."""
 
 import io
-import math
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,89 +13,15 @@ from torch.nn import functional as F
 
 from raypipe import generator_losses as losses
 from raypipe.config.generator import GeneratorConfig, Losses
-from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, from_table
-from raypipe.images import ImageError, decode, encode_png, resize
+from raypipe.feature_training import Batch, decode_images, learning_rate, train_steps
+from raypipe.images import encode_png
 from raypipe.models.vec2face import Vec2Face, to_pixels
 from raypipe.models.vec2face_sizes import INFERENCE, Masking
 from raypipe.seeding import generator, torch_seed
 
 SIDE = 112  # pixels
-Batch = dict[str, Tensor]
-COLUMNS = pa.schema(
-    [
-        ("identity_id", pa.string()),
-        ("image_id", pa.string()),
-        ("data", pa.binary()),
-        ("vector", pa.list_(pa.float32())),
-    ]
-)
-_FITTED = 20_000  # features that the whitening and the centre are taken from, at most
 _BETAS = (0.9, 0.99)  # published: vec2face.py
 _PER_UPDATE = 112  # published: images that the base rate is for
-_LOOK_EVERY = 20  # steps between two looks at the losses
-
-
-class DivergedError(UserError):
-    """The loss is no number any more; trying again would end there again."""
-
-
-def image_rows(table: pa.Table) -> pa.Table:
-    """Rows of a face set to one row for each image to train on: kept, and with a feature."""
-    rows = [
-        {
-            "identity_id": identity.identity_id,
-            "image_id": image.image_id,
-            "data": image.data,
-            "vector": image.embedding,
-        }
-        for identity in from_table(table)
-        if identity.rejected is None
-        for image in identity.kept
-        if image.embedding is not None
-    ]
-    return pa.Table.from_pylist(rows, schema=COLUMNS)
-
-
-def features(face_set: FaceSet) -> tuple[np.ndarray, int]:
-    """Features of the images to train on, float32 (n, D), at most 20,000; and how many there are.
-
-    Raises:
-        UserError: where there are none, or not all have one length.
-    """
-    found: list[np.ndarray] = []
-    images = 0
-    for item in face_set.iter_embeddings():
-        kept = [i for i, reason in enumerate(item.image_rejected) if reason is None]
-        if item.rejected is not None or not kept:
-            continue
-        images += len(kept)
-        if sum(map(len, found)) < _FITTED:
-            found.append(item.embeddings[kept])
-    lengths = {vectors.shape[1] for vectors in found}
-    if len(lengths) != 1:
-        raise UserError(
-            f"{face_set.root}: training needs features of one length, found "
-            f"{sorted(lengths) or 'none'}; run `raypipe embed`, and train on its result"
-        )
-    return np.concatenate(found), images
-
-
-def decode_images(table: pa.Table, side: int) -> tuple[list[str], np.ndarray]:
-    """Names ("identity_id/image_id") and pixels, uint8 (N, side, side, 3), of `image_rows`.
-
-    Raises:
-        UserError: where an image cannot be decoded, naming it.
-    """
-    names, images = [], []
-    for row in table.select(["identity_id", "image_id", "data"]).to_pylist():
-        names.append(f"{row['identity_id']}/{row['image_id']}")
-        try:
-            pixels = decode(row["data"], source=names[-1])
-        except ImageError as error:
-            raise UserError(f"{error}; run `raypipe embed` on the set, which marks it") from None
-        images.append(pixels if pixels.shape[:2] == (side, side) else resize(pixels, (side, side)))
-    return names, np.stack(images)
 
 
 def decode_batch(table: pa.Table, *, seed: int, epoch: int, masking: Masking, tokens: int) -> Batch:
@@ -199,11 +123,14 @@ class Training:
 
     def learning_rate(self, epoch: int, step: int) -> float:
         """Rate of a step (both counted from 0): linear warm-up, then half a cosine."""
-        config, done = self.config, epoch + step / self.steps
-        if done < config.warmup_epochs:
-            return self.rate * done / config.warmup_epochs
-        share = (done - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-        return config.min_lr + (self.rate - config.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
+        config = self.config
+        return learning_rate(
+            epoch + step / self.steps,
+            warmup=config.warmup_epochs,
+            epochs=config.epochs,
+            highest=self.rate,
+            final=config.min_lr,
+        )
 
     def train_period(
         self,
@@ -222,8 +149,7 @@ class Training:
             on_step: called now and then with (images done on this worker, the losses in words).
 
         Returns:
-            The mean of every loss over this worker's steps, images, learning_rate (of the last
-            step), seconds, images_per_second (of this worker).
+            As `feature_training.train_steps` does.
 
         Raises:
             DivergedError: where a loss is no number any more.
@@ -237,27 +163,20 @@ class Training:
         if self.discriminator is not None:
             self.gan_optimizer.zero_grad()
             modules.append(self.discriminator)
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        images, rate = 0, 0.0
-        began = time.perf_counter()
-        for step, batch in enumerate(batches, first_step):
+
+        def train_step(batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
             rate = self.learning_rate(epoch, step)
             with self.accelerator.accumulate(*modules):
-                for name, value in self._step(batch, epoch, step, rate).items():
-                    sums[name] = sums.get(name, 0) + value.detach()
-                    counts[name] = counts.get(name, 0) + 1
-            images += len(batch["vectors"])
-            if (step + 1) % _LOOK_EVERY == 0:
-                on_step(images, _said(_means(sums, counts, config, epoch)))
-        seconds = time.perf_counter() - began
-        return {
-            **_means(sums, counts, config, epoch),
-            "images": images,
-            "learning_rate": rate,
-            "seconds": seconds,
-            "images_per_second": images / seconds,
-        }
+                return self._step(batch, epoch, step, rate), rate
+
+        return train_steps(
+            batches,
+            train_step,
+            first_step=first_step,
+            on_step=on_step,
+            mistake=f"train_generator: a loss is no number any more in epoch {epoch + 1}; "
+            f"lower generator.base_lr ({config.base_lr:g})",
+        )
 
     def _step(self, batch: Batch, epoch: int, step: int, rate: float) -> dict[str, Tensor]:
         """One batch: gradients, and an update where enough have gathered; the losses."""
@@ -384,19 +303,3 @@ def read_state(data: bytes, network: Vec2Face) -> list[dict[str, Any]]:
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     network.load_state_dict(state["network"])
     return state["history"]
-
-
-def _means(
-    sums: dict[str, Tensor], counts: dict[str, int], config: GeneratorConfig, epoch: int
-) -> dict[str, float]:
-    means = {name: (total / counts[name]).item() for name, total in sums.items()}
-    if not all(map(math.isfinite, means.values())):
-        raise DivergedError(
-            f"train_generator: a loss is no number any more in epoch {epoch + 1} "
-            f"({_said(means)}); lower generator.base_lr ({config.base_lr:g})"
-        )
-    return means
-
-
-def _said(means: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in means.items())

@@ -16,8 +16,8 @@ from raypipe import estimators, perturb
 from raypipe.attributes import AttributeControl
 from raypipe.config.expand import PainterConfig
 from raypipe.embedders import Embedder
-from raypipe.faceset import Identity, Image
 from raypipe.generator_losses import FaceFeatures
+from raypipe.identities import Identity, Image
 from raypipe.models.vec2face import Vec2Face, to_pixels
 from raypipe.models.vec2face_sizes import INFERENCE
 from raypipe.seeding import generator

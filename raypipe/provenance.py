@@ -9,7 +9,7 @@ from raypipe import __version__, storage, training_set
 from raypipe.card import README, Column, SetFacts, Shard, card, table
 from raypipe.config import Build
 from raypipe.croissant import CROISSANT, croissant
-from raypipe.faceset import NO_PICTURE
+from raypipe.identities import NO_PICTURE
 from raypipe.licences import uses
 from raypipe.manifest import Manifest, read_manifest
 from raypipe.new_people import in_short, new_people

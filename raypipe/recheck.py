@@ -13,7 +13,8 @@ import numpy as np
 
 from raypipe.cleaning.sampling import draw
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Image
+from raypipe.faceset import FaceSet
+from raypipe.identities import Image
 from raypipe.impostors import Calibration, calibrate_gallery
 from raypipe.search import nearest
 from raypipe.templates import Gallery, unit

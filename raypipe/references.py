@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from raypipe.faceset import FaceSet, Identity, SeedEvidence
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity, SeedEvidence
 from raypipe.prompts import Grammar, draw
 from raypipe.waves import Drawn
 

@@ -9,7 +9,7 @@ import numpy as np
 from raypipe.augment import augment
 from raypipe.curriculum import SURPLUS, choose_images
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.images import ImageError, decode, encode_jpeg
 from raypipe.seeding import generator
 from raypipe.similarity import of_kept

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.faceset import SCREEN, Embedded, Identity, ScreenEvidence
+from raypipe.faceset import Embedded
+from raypipe.identities import SCREEN, Identity, ScreenEvidence
 from raypipe.impostors import Calibration, Histogram, calibrate_set
 from raypipe.search import nearest, pairs_above
 from raypipe.templates import Gallery, halves, template

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from raypipe.errors import UserError
-from raypipe.faceset import NO_PICTURE, FaceSet, Identity, Image
+from raypipe.faceset import FaceSet
+from raypipe.identities import NO_PICTURE, Identity, Image
 from raypipe.templates import template, unit
 
 OUT_OF_BAND = "assemble:out_of_band"

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe import storage
-from raypipe.faceset import Identity
 from raypipe.formats import hugging_face
 from raypipe.formats.tar import Shard
+from raypipe.identities import Identity
 from raypipe.similarity import similarities
 
 PARQUET, WEBDATASET = "parquet", "webdataset"

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from raypipe import images, storage
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, from_table, row_digest
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity, from_table, row_digest
 from raypipe.manifest import Counts, Manifest
 
 

@@ -7,7 +7,7 @@ from raypipe.cleaning.cluster import Cluster, calibrated_cluster, share_cluster
 from raypipe.cleaning.doubles import Double
 from raypipe.cleaning.pictures import repeated
 from raypipe.config.clean import CleanConfig
-from raypipe.faceset import CleanEvidence, Identity, Image
+from raypipe.identities import CleanEvidence, Identity, Image
 from raypipe.images import decode
 
 

@@ -1,8 +1,8 @@
 """What every configuration class shares."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Not in what is dumped: neither what a job makes nor whether it is made anew depends on it.
 Licence = Annotated[
@@ -48,3 +48,35 @@ class Workers(Settings):
     max_failures: int = Field(
         3, ge=0, description="how often training goes on from its checkpoint after a worker died"
     )
+
+
+class FeatureTraining(Workers):
+    """What the trainings on images and their features share."""
+
+    faces: str = Field(
+        "{workspace}/embed", description="face set with features, such as `embed` makes"
+    )
+    epochs: int = Field(ge=1, description="passes over the set")
+    warmup_epochs: float = Field(ge=0, description="epochs in which the rate rises linearly")
+    period: int | None = Field(
+        None,
+        ge=1,
+        description="batches between checkpoints, each with a picture; none: as many as an epoch "
+        "has",
+    )
+    batch_size: int = Field(ge=1, description="images a worker takes in one step")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one update")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="mixed precision of Accelerate; published: fp16"
+    )
+    shuffle: int = Field(10_000, ge=1, description="images a worker shuffles among")
+    grid: int = Field(8, ge=1, le=64, description="people in a picture")
+    store: Literal["float32", "float16"] = Field("float32", description="type of stored weights")
+
+    @model_validator(mode="after")
+    def _warm_up_fits(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs; choose fewer"
+            )
+        return self

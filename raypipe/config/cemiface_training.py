@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from raypipe.config.base import Workers
+from raypipe.config.base import FeatureTraining
 
 
-class CemiFaceTrainingConfig(Workers):
+class CemiFaceTrainingConfig(FeatureTraining):
     """CemiFace, trained to paint every image of a face set from its own feature, at a similarity
     that is drawn for each.
 
@@ -16,9 +16,6 @@ class CemiFaceTrainingConfig(Workers):
     the code it builds on (DCFace's: AdamW with 1e-4, EMA with decay 0.9999).
     """
 
-    faces: str = Field(
-        "{workspace}/embed", description="face set with features, such as `embed` makes"
-    )
     size: Literal["published", "small"] = Field(
         "published", description="112×112 pixels as published, or small: 64×64, for CPUs"
     )
@@ -37,14 +34,7 @@ class CemiFaceTrainingConfig(Workers):
         "(published)",
     )
     epochs: int = Field(10, ge=1, description="passes over the set")
-    period: int | None = Field(
-        None,
-        ge=1,
-        description="batches between checkpoints, each with a picture; none: as many as an epoch "
-        "has",
-    )
     batch_size: int = Field(160, ge=1, description="images a worker takes in one step")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one update")
     lr: float = Field(1e-4, gt=0, description="highest rate")
     final_lr: float | None = Field(
         None, ge=0, description="rate at the end of a half cosine; none: constant, as published"
@@ -57,17 +47,3 @@ class CemiFaceTrainingConfig(Workers):
         lt=1,
         description="highest decay of the average that is kept; update n has 1 - (1 + n)^(-3/4)",
     )
-    precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="mixed precision of Accelerate; published: fp16"
-    )
-    shuffle: int = Field(10_000, ge=1, description="images a worker shuffles among")
-    grid: int = Field(8, ge=1, le=64, description="people in a picture")
-    store: Literal["float32", "float16"] = Field("float32", description="type of stored weights")
-
-    @model_validator(mode="after")
-    def _warm_up_fits(self) -> "CemiFaceTrainingConfig":
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs; choose fewer"
-            )
-        return self

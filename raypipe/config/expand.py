@@ -10,8 +10,7 @@ from raypipe.config.attributes import AttributesConfig
 from raypipe.config.base import Licence, Pool, Settings
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
-# Names of the weights where none are stated; of these only Vec2Face ships.
-_SHIPPED = {"vec2face": "vec2face_small.safetensors", "cemiface": "cemiface.safetensors"}
+_SHIPPED = "vec2face_small.safetensors"
 # What means something to one kind alone.
 _OWN = {"vec2face": ("perturbation", "attributes"), "cemiface": ("similarity", "steps")}
 
@@ -66,8 +65,8 @@ class PainterConfig(Settings):
 
     @property
     def weights_file(self) -> str:
-        """Name of the weight file."""
-        return (self.weights or _SHIPPED[self.kind]).rpartition("/")[2]
+        """Name of the weight file, the shipped one's where none is stated."""
+        return (self.weights or _SHIPPED).rpartition("/")[2]
 
     @property
     def foreign(self) -> list[str]:
@@ -83,6 +82,10 @@ class PainterConfig(Settings):
         for name in self.foreign:
             if self.is_set(name):
                 raise ValueError(f"{name}: means nothing to kind {self.kind!r}; leave it out")
+        if self.kind == "cemiface" and self.weights is None:
+            raise ValueError(
+                "weights: no CemiFace ships with raypipe; name what `raypipe train_cemiface` wrote"
+            )
         if isinstance(self.similarity, tuple) and self.similarity[0] >= self.similarity[1]:
             raise ValueError(f"similarity: {self.similarity[0]} is not below {self.similarity[1]}")
         return self

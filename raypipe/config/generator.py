@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from raypipe.config.base import Settings, Workers
+from raypipe.config.base import FeatureTraining, Settings
 
 
 class Losses(Settings):
@@ -49,16 +49,13 @@ RECIPES = {
 }
 
 
-class GeneratorConfig(Workers):
+class GeneratorConfig(FeatureTraining):
     """Vec2Face, trained to paint every image of a face set from the image's own feature.
 
     The defaults are the released recipe (README of github.com/HaiyuWu/Vec2Face: 4 GPUs × 32 images,
     100 epochs, discriminator from epoch 80, 5 epochs of warm-up, base rate 4e-5).
     """
 
-    faces: str = Field(
-        "{workspace}/embed", description="face set with features, such as `embed` makes"
-    )
     size: Literal["base", "large", "huge", "small"] = Field(
         "base", description="published sizes, or small: for CPUs, starts from a DCGAN"
     )
@@ -100,33 +97,16 @@ class GeneratorConfig(Workers):
     mask_mean: float = Field(0.75, description="of the normal law of the share, before truncation")
     mask_std: float = Field(0.25, gt=0, description="likewise its standard deviation")
     epochs: int = Field(100, ge=1, description="passes over the set")
-    period: int | None = Field(
-        None,
-        ge=1,
-        description="batches between checkpoints, each with a picture; none: as many "
-        "as an epoch has",
-    )
     batch_size: int = Field(32, ge=1, description="images a worker takes in one step")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one update")
     base_lr: float = Field(
         4e-5, gt=0, description="rate for 112 images an update; others in proportion"
     )
     min_lr: float = Field(0.0, ge=0, description="rate at the end of the cosine")
     warmup_epochs: float = Field(5.0, ge=0, description="epochs in which the rate rises linearly")
     clip: float = Field(2.0, gt=0, description="largest norm of the gradient")
-    precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="mixed precision of Accelerate; published: fp16"
-    )
-    shuffle: int = Field(10_000, ge=1, description="images a worker shuffles among")
-    grid: int = Field(8, ge=1, le=64, description="people in a picture")
-    store: Literal["float32", "float16"] = Field("float32", description="type of stored weights")
 
     @model_validator(mode="after")
-    def _schedule_fits(self) -> "GeneratorConfig":
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs: {self.warmup_epochs:g} of {self.epochs} epochs; choose fewer"
-            )
+    def _a_frozen_layer_has_no_gradient(self) -> "GeneratorConfig":
         if self.freeze_dcgan and self.weight("gan"):
             raise ValueError(
                 "freeze_dcgan: the discriminator is weighted by the gradient of a frozen layer"

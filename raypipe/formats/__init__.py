@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from raypipe.errors import UserError
-from raypipe.faceset import Identity
+from raypipe.identities import Identity
 
 MAX_BYTES = 20_000_000
 _SHOWN = 5

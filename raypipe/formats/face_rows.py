@@ -15,12 +15,13 @@ import pyarrow.compute as pc
 
 from raypipe import storage
 from raypipe.errors import UserError
-from raypipe.faceset import ROWS, SCHEMA, Identity, to_vectors
+from raypipe.faceset import ROWS
 from raypipe.formats import Damage, Record
 from raypipe.formats.keyed import ENTRIES
 from raypipe.formats.parquet_columns import as_texts
 from raypipe.formats.parquet_file import Fault, Leaves, ParquetFile
 from raypipe.formats.row_groups import NO_IMAGE, RowGroupsReader
+from raypipe.identities import SCHEMA, Identity, to_vectors
 
 _NEEDED = ("image_id", "data", "rejected")
 _MADE = ("parent", "generator", "weights", "prompt", "seed")

@@ -20,9 +20,9 @@ from pyarrow import fs
 
 from raypipe import images, storage
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image
 from raypipe.formats import Damage, Listing, Record, Scan, Survey
 from raypipe.formats.keyed import Damages, checked
+from raypipe.identities import Identity, Image
 
 STRAYS = "."
 _THREADS = 16

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe import images
-from raypipe.faceset import Identity, Image
 from raypipe.formats import Damage, DamagedError, Listing, Record, Scan, Survey
+from raypipe.identities import Identity, Image
 from raypipe.reasons import REASONS
 
 # One row an image, without its bytes.

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe.faceset import FaceSet, Identity, Image
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity, Image
 from raypipe.impostors import Histogram
 
 _MEASURED = ("image_id", "similarity", "nearest_similarity", "rejected")

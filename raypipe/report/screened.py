@@ -4,7 +4,8 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from raypipe.faceset import FaceSet, ScreenEvidence
+from raypipe.faceset import FaceSet
+from raypipe.identities import ScreenEvidence
 from raypipe.screening import IN_GALLERY, NOT_UNIQUE
 
 

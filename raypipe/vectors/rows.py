@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from raypipe.faceset import NO_PICTURE, Identity, Image, ScreenEvidence
+from raypipe.identities import NO_PICTURE, Identity, Image, ScreenEvidence
 from raypipe.search import nearest
 from raypipe.templates import unit
 from raypipe.vectors.sampling import Sampled

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.align import AlignActor
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.images import decode, encode_jpeg, encode_png, extension
 
 

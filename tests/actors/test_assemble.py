@@ -3,7 +3,8 @@ import pytest
 
 from actors.assemble import RefillActor, ShardActor, SpreadActor
 from raypipe import curriculum, exchange, training_set
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
 
 

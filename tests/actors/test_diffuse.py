@@ -11,7 +11,7 @@ from actors.diffuse import DiffuseActor, SecondPassActor, _image
 from raypipe.config.diffusion_training import DiffusionTrainingConfig
 from raypipe.diffusion import Drawn
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, SeedEvidence, Try
+from raypipe.identities import Identity, SeedEvidence, Try
 from raypipe.images import decode
 from raypipe.models import small_diffusion
 from raypipe.prompts import draw, load_grammar, say

@@ -9,7 +9,7 @@ import torch
 from actors.embed import EmbedActor
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import open_embedder
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.images import decode, encode_jpeg, encode_png, resize
 
 

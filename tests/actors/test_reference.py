@@ -13,7 +13,7 @@ from raypipe.aligners import open_aligner
 from raypipe.config.align import AlignerConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import open_embedder
-from raypipe.faceset import Identity, Image, SeedEvidence, Try
+from raypipe.identities import Identity, Image, SeedEvidence, Try
 from raypipe.images import decode, encode_jpeg, encode_png, extension
 
 ALIGNER = {"kind": "dlib", "margin": 0.25}

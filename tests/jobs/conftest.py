@@ -17,7 +17,8 @@ from raypipe.config import Build
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.sample import FAULTLESS, SampleConfig
 from raypipe.embedders import open_embedder
-from raypipe.faceset import Identity, Image, write_rows
+from raypipe.faceset import write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import decode
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 from raypipe.world import make_base

@@ -24,7 +24,8 @@ from jobs.stage import totals
 from raypipe.config import Build, parse
 from raypipe.config.assemble import AssembleConfig
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 from raypipe.similarity import similarities

@@ -12,7 +12,8 @@ from raypipe.cleaning.calibration import Calibration
 from raypipe.config import Build, parse
 from raypipe.config.sample import SampleConfig
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 from raypipe.manifest import read_manifest
 from raypipe.world import make_base
 

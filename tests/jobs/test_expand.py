@@ -158,11 +158,6 @@ def test_two_generators_make_the_same_set_on_any_cluster(
             assert makers == ["cemiface", "cemiface", "vec2face", "vec2face"]
 
 
-def test_a_cemiface_without_weights_is_an_error(screened: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expand\.weights: no CemiFace ships"):
-        expand.run(build(copied(screened, tmp_path), "expand.kind=cemiface"))
-
-
 def test_a_band_out_of_reach_is_refused_and_may_be_changed(
     expanded: tuple[Path, Manifest], tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ from jobs import report
 from raypipe import storage
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image, write_rows
+from raypipe.faceset import write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
 from raypipe.seeding import generator

@@ -13,7 +13,8 @@ from raypipe.config.embed import EmbedderConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import decode
 from raypipe.manifest import (
     Manifest,

@@ -16,7 +16,8 @@ from jobs import screen, seed
 from raypipe import storage
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 from raypipe.images import decode
 from raypipe.manifest import Manifest, read_manifest
 from raypipe.prompts import PORTRAITS, draw, load_grammar

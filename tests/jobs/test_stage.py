@@ -11,7 +11,8 @@ from raypipe import images, storage
 from raypipe.config import parse
 from raypipe.config.base import Pool
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ from jobs.work import begin
 from raypipe import storage
 from raypipe.config import parse
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import decode
 from raypipe.models.vec2face import Vec2Face
 

@@ -9,7 +9,8 @@ from jobs import vectors
 from jobs.stage import totals
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.manifest import (
     MANIFEST,
     Manifest,

@@ -14,7 +14,7 @@ from raypipe.config.cemiface_training import CemiFaceTrainingConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
-from raypipe.generator_training import COLUMNS, Batch, DivergedError
+from raypipe.feature_training import COLUMNS, Batch, DivergedError
 from raypipe.images import decode, encode_png
 from raypipe.models.cemiface import CemiFace, Sizes, noise_schedule
 

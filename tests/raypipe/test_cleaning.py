@@ -17,7 +17,8 @@ from raypipe.cleaning.sampling import draw
 from raypipe.config.clean import CleanConfig, ShareConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.errors import UserError
-from raypipe.faceset import Embedded, Identity, Image
+from raypipe.faceset import Embedded
+from raypipe.identities import Identity, Image
 from raypipe.images import decode, encode_jpeg, resize
 from raypipe.world import make_base
 

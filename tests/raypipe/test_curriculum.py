@@ -7,7 +7,8 @@ import pytest
 
 from raypipe import curriculum
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 
 SETTINGS = {"min_images": 10, "phases": ["new", "base"], "replacement": "new", "seed": 3}
 

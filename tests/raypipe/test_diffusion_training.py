@@ -15,7 +15,7 @@ from raypipe.diffusion import Diffusion
 from raypipe.diffusion_training import Prepare, Training, paint, read_state
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image, to_table
+from raypipe.identities import Identity, Image, to_table
 from raypipe.images import decode, encode_png, resize
 from raypipe.models import small_diffusion
 from raypipe.models.dcgan import LATENT, DCGANGenerator

@@ -15,8 +15,8 @@ from raypipe.dial import Curve
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
 from raypipe.expansion import Expander, reference
-from raypipe.faceset import NO_PICTURE, Identity, Image, ScreenEvidence, row_digest
 from raypipe.generator_losses import FaceFeatures
+from raypipe.identities import NO_PICTURE, Identity, Image, ScreenEvidence, row_digest
 from raypipe.images import decode, encode_jpeg
 from raypipe.models.cemiface import CemiFace
 from raypipe.models.cemiface import Sizes as DiffusionSizes
@@ -183,6 +183,7 @@ def test_images_that_do_not_show_what_was_asked_for_are_named(expander) -> None:
 MIXED = {
     "steps": 2,
     "kind": "cemiface",
+    "weights": "stands for `diffusion`",
     "similarity": (-0.5, 0.5),
     "mix": [
         {"share": 0.3, "perturbation": {"kind": "reference"}},
@@ -218,7 +219,7 @@ def test_a_refused_image_is_drawn_again_by_its_generator(expander) -> None:
 @pytest.mark.parametrize("kind", ["vec2face", "cemiface"])
 def test_the_dial_of_a_painter_changes_its_images(kind, network, diffusion) -> None:
     common = {"weights": "", "device": torch.device("cpu"), "seed": 3}
-    config = ExpandConfig(kind=kind)
+    config = ExpandConfig(kind=kind, weights="stands for a network here")
     painter = (
         CemiFacePainter(config, diffusion, **common)
         if kind == "cemiface"
@@ -238,6 +239,7 @@ def test_the_dial_of_a_painter_changes_its_images(kind, network, diffusion) -> N
 
 def test_the_wanted_similarity_of_cemiface_is_fixed_or_uniform(diffusion, monkeypatch) -> None:
     told = []
+    # What the network is told cannot be read off what an untrained one paints.
     monkeypatch.setattr(
         diffusion,
         "sample",
@@ -248,7 +250,7 @@ def test_the_wanted_similarity_of_cemiface_is_fixed_or_uniform(diffusion, monkey
     )
     common = {"weights": "", "device": torch.device("cpu"), "seed": 3}
     for similarity in (-0.25, (-0.5, 0.25)):
-        config = ExpandConfig(kind="cemiface", similarity=similarity, steps=7)
+        config = ExpandConfig(kind="cemiface", weights="x", similarity=similarity, steps=7)
         CemiFacePainter(config, diffusion, **common).paint(order(person(), range(200)))
     (vectors, fixed, noise, steps), (_, spread, same_noise, _) = told
     assert (fixed == -0.25).all() and steps == 7
@@ -291,6 +293,7 @@ def test_a_band_aims_no_image_at_what_would_not_pass(expander, monkeypatch) -> N
     made = expander(replace(LOOSE, own=0.5), band=(0.2, 0.8), curves=[curve], images=50, attempts=1)
     asked = []
     paint = Vec2FacePainter.paint
+    # Paints as ever; the values that it was asked for leave no trace in the images.
     monkeypatch.setattr(
         Vec2FacePainter, "paint", lambda *both: asked.append(both[1].dials) or paint(*both)
     )

@@ -3,16 +3,15 @@ import pytest
 
 from raypipe import storage
 from raypipe.errors import UserError
-from raypipe.faceset import (
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import (
     CleanEvidence,
-    FaceSet,
     Identity,
     Image,
     ScreenEvidence,
     from_table,
     row_digest,
     to_table,
-    write_rows,
 )
 from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
 

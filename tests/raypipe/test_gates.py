@@ -13,8 +13,8 @@ from raypipe import orl
 from raypipe.aligners import AlignedFace, Aligner, open_aligner
 from raypipe.config.align import AlignerConfig
 from raypipe.config.gates import GatesConfig
-from raypipe.faceset import Try
 from raypipe.gates import flatness, measure, refused, sharpness
+from raypipe.identities import Try
 from raypipe.images import decode
 from raypipe.pose import DLIB_HEAD, SCRFD_HEAD, pose
 

@@ -133,7 +133,7 @@ def test_the_card_tells_who_was_drawn_painted_and_checked(workspace: Path) -> No
 
 
 def test_the_card_names_every_generator_and_the_band(workspace: Path) -> None:
-    mix = [{"kind": "cemiface", "share": 0.5}]
+    mix = [{"kind": "cemiface", "weights": "x/cemi.safetensors", "share": 0.5}]
     config = build(workspace, vectors={"count": 5}, expand={"mix": mix, "band": [0.94, 0.97]})
     card, _ = written(config, [("vec2face", GENERATOR), ("cemiface", "8" * 64)])
     for part in (

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.recheck import (
     IN_GALLERY,
     NOT_THE_PERSON,

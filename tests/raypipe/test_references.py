@@ -2,7 +2,8 @@
 
 import pytest
 
-from raypipe.faceset import FaceSet, Identity, Image, SeedEvidence, Try, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image, SeedEvidence, Try
 from raypipe.prompts import draw, load_grammar
 from raypipe.references import new_identity, newest, outcome, settle
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, Image, row_digest
+from raypipe.identities import Identity, Image, row_digest
 from raypipe.images import decode, encode_jpeg, encode_png
 from raypipe.refill import refill
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from raypipe.errors import UserError
-from raypipe.faceset import Embedded, Identity, Image, write_rows
+from raypipe.faceset import Embedded, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.impostors import calibrate_gallery
 from raypipe.screening import Verdicts, decide, greedy, search_galleries
 from raypipe.templates import Gallery, halves, load_gallery, template, unit

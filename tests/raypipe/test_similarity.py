@@ -4,7 +4,8 @@ import pytest
 from raypipe import similarity
 from raypipe.errors import UserError
 from raypipe.expansion import reference
-from raypipe.faceset import NO_PICTURE, FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import NO_PICTURE, Identity, Image
 from raypipe.templates import template, unit
 
 

@@ -9,7 +9,8 @@ import pytest
 import webdataset
 
 from raypipe import exchange, storage, training_set
-from raypipe.faceset import FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image
 from raypipe.images import decode, encode_jpeg, encode_png
 
 PER_IDENTITY = 4

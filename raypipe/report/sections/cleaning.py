@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypipe.config.report import ReportConfig
-from raypipe.faceset import NO_PICTURE, FaceSet, Identity, Image
+from raypipe.faceset import FaceSet
+from raypipe.identities import NO_PICTURE, Identity, Image
 from raypipe.manifest import Manifest
 from raypipe.report.album import Album
 from raypipe.report.blocks import Badge, Block, Cell, Face, Meter, Section, Strip, Table, absent

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raypipe.faceset import Identity, Image
+from raypipe.identities import Identity, Image
 from raypipe.manifest import Manifest
 from raypipe.new_people import too_close
 from raypipe.recheck import IN_GALLERY

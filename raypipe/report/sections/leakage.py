@@ -3,7 +3,8 @@
 from typing import Any
 
 from raypipe.config.report import ReportConfig
-from raypipe.faceset import FaceSet, Identity
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity
 from raypipe.report.album import Album
 from raypipe.report.blocks import (
     Badge,

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, Identity, Try
+from raypipe.faceset import FaceSet
+from raypipe.identities import Identity, Try
 from raypipe.manifest import Manifest
 from raypipe.prompts import Grammar, load_grammar
 from raypipe.report.album import Album

@@ -1,6 +1,6 @@
 """The top of the report: what was kept, refused, made and reached."""
 
-from raypipe.faceset import NO_PICTURE
+from raypipe.identities import NO_PICTURE
 from raypipe.report.blocks import Badge, Block, Cell, Section, Table, Tile, Tiles
 from raypipe.report.screened import Screened
 from raypipe.report.sections import expansion, leakage, timing, verification

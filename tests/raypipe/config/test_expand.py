@@ -18,12 +18,13 @@ def test_fields_of_a_generator_stand_beside_the_others() -> None:
 def test_a_mix() -> None:
     config = ExpandConfig(
         kind="cemiface",
+        weights="a/cemi.safetensors",
         similarity=[-0.1, 0.1],
         steps=10,
         mix=[{"share": 0.1}, {"share": 0.2, "perturbation": {"kind": "directed"}}],
     )
     assert config.shares == [Fraction(7, 10), Fraction(1, 10), Fraction(2, 10)]
-    assert config.weights_file == "cemiface.safetensors"
+    assert config.weights_file == "cemi.safetensors"
     assert [painter.kind for painter in config.painters] == ["cemiface", "vec2face", "vec2face"]
     assert isinstance(config.mix[0], MixedPainterConfig)
     for again in (
@@ -33,12 +34,14 @@ def test_a_mix() -> None:
         assert again == config, "an actor gets every field, those of the other kind too"
 
 
+CEMIFACE = {"kind": "cemiface", "weights": "x"}
 GOALS = {"goals": [{"name": "q", "estimator": "a:b", "goal": "value", "value": 1, "tolerance": 1}]}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"kind": "cemiface"}, "weights: no CemiFace ships with raypipe"),
         ({"steps": 10}, "steps: means nothing to kind 'vec2face'"),
         ({"similarity": 0.5}, "similarity: means nothing to kind 'vec2face'"),
         (
@@ -48,7 +51,7 @@ GOALS = {"goals": [{"name": "q", "estimator": "a:b", "goal": "value", "value": 1
         ({"kind": "cemiface", "attributes": GOALS}, "attributes: means nothing to"),
         ({"mix": [{"share": 0.5, "steps": 9}]}, "steps: means nothing to kind 'vec2face'"),
         ({"kind": "cemiface", "similarity": 1.5}, "less than or equal to 1"),
-        ({"kind": "cemiface", "similarity": [0.5, 0.2]}, "0.5 is not below 0.2"),
+        ({**CEMIFACE, "similarity": [0.5, 0.2]}, "0.5 is not below 0.2"),
         ({"mix": [{}]}, "Field required"),
         ({"mix": [{"share": 1}]}, "less than 1"),
         ({"mix": [{"share": 0.9}, {"share": 0.1}]}, "the shares sum to 1 or more"),
@@ -56,7 +59,7 @@ GOALS = {"goals": [{"name": "q", "estimator": "a:b", "goal": "value", "value": 1
         ({"band": [0.9, 1.1]}, "less than or equal to 1"),
         ({"band": [0.1, 0.9], "perturbation": {"kind": "directed"}}, "a band sets it"),
         (
-            {"band": [0.1, 0.9], "mix": [{"kind": "cemiface", "similarity": 0.1, "share": 0.1}]},
+            {"band": [0.1, 0.9], "mix": [{**CEMIFACE, "similarity": 0.1, "share": 0.1}]},
             "similarity: a band sets it",
         ),
     ],

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypipe.errors import UserError
-from raypipe.faceset import SCHEMA, FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
 from raypipe.formats import DamagedError, Record, open_reader
 from raypipe.formats.face_rows import FaceRowsReader
+from raypipe.identities import SCHEMA, Identity, Image
 from raypipe.images import encode_jpeg
 
 

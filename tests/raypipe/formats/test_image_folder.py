@@ -11,9 +11,9 @@ import pytest
 from PIL import Image as Pillow
 
 from raypipe.errors import UserError
-from raypipe.faceset import Identity, from_table, to_table
 from raypipe.formats import open_reader
 from raypipe.formats.image_folder import natural
+from raypipe.identities import Identity, from_table, to_table
 from raypipe.images import encode_jpeg, encode_png
 
 LIMIT = 100_000

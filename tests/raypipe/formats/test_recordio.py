@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from raypipe import storage
 from raypipe.errors import UserError
-from raypipe.faceset import from_table, to_table
 from raypipe.formats import Damage, DamagedError, Reader, Record, open_reader, open_writer
 from raypipe.formats.record_chunks import HEADER, MAX_LABEL, PAIR, decode, encode
 from raypipe.formats.recordio import RecordReader
+from raypipe.identities import from_table, to_table
 from raypipe.images import encode_jpeg
 
 DATA = Path(__file__).parents[2] / "data" / "formats"

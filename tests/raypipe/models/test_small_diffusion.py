@@ -82,6 +82,7 @@ def test_a_saved_folder_paints_as_its_parts_do(
     dark, light = say(GRAMMAR, {"hair": "dark"}), say(GRAMMAR, {"hair": "light"})
     wanted, other = (paint(small_diffusion.pipeline(parts), said) for said in (dark, light))
     capfd.readouterr()
+    # Both keep what they log from the root logger, where caplog listens.
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     small_diffusion.save(parts, str(tmp_path), torch.float16)

@@ -11,15 +11,14 @@ import torch
 from jobs.stage import totals
 from raypipe import seeding, storage, verification
 from raypipe.cleaning.calibration import Calibration, histogram
-from raypipe.faceset import (
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import (
     NO_PICTURE,
     CleanEvidence,
     ExpandEvidence,
-    FaceSet,
     Identity,
     Image,
     ScreenEvidence,
-    write_rows,
 )
 from raypipe.images import encode_jpeg, encode_png, resize
 from raypipe.impostors import Calibration as GalleryCalibration

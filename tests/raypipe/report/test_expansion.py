@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raypipe import storage
-from raypipe.faceset import ExpandEvidence, FaceSet, Identity, Image, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import ExpandEvidence, Identity, Image
 from raypipe.impostors import Histogram
 from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, OUT_OF_BAND, SOMEBODY_ELSE
 from raypipe.report.album import Album

@@ -8,7 +8,8 @@ import pytest
 
 from raypipe import storage
 from raypipe.config.report import ReportConfig
-from raypipe.faceset import FaceSet, Identity, Image, ScreenEvidence, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image, ScreenEvidence
 from raypipe.licences import NOT_STATED, Use
 from raypipe.provenance import LICENCES
 from raypipe.report.album import Album

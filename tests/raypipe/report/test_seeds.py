@@ -12,7 +12,8 @@ from jobs.stage import totals
 from raypipe import seeding, storage
 from raypipe.config import parse
 from raypipe.config.report import ReportConfig
-from raypipe.faceset import FaceSet, Identity, Image, SeedEvidence, Try, write_rows
+from raypipe.faceset import FaceSet, write_rows
+from raypipe.identities import Identity, Image, SeedEvidence, Try
 from raypipe.images import encode_png
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 from raypipe.new_people import in_short, new_people
