@@ -16,7 +16,8 @@ from raypipe.training_set import PARQUET
 
 ANCHOR, TITLE = "curriculum", "Training set and curriculum"
 _SHOWN = 22  # images of a phase
-_BINS = 50  # of similarity, from -1 to 1
+_FINE = 1000  # bins of similarity, from -1 to 1, that are counted
+_BARS = 40  # that are drawn at most
 _AUGMENT = "augment"  # the generator of what assemble adds
 _COLUMNS = ["image.bytes", "identity_id", "image_id", "source", "phase", "position", "generator"]
 
@@ -62,7 +63,7 @@ def phases(root: str) -> tuple[list[Phase], int]:
 
 def similarities(root: str) -> dict[int, np.ndarray]:
     """Phase → how many of its images have which similarity to their identity's centre, int64
-    (50,) over [-1, 1]; empty where none was measured.
+    (1000,) over [-1, 1]; empty where none was measured.
 
     Reads two columns of the shards, no image byte.
     """
@@ -73,15 +74,24 @@ def similarities(root: str) -> dict[int, np.ndarray]:
         table = table.drop_null()
         phase, value = (column.to_numpy() for column in table)
         for number in np.unique(phase).tolist():
-            counts, _ = np.histogram(value[phase == number], _BINS, (-1, 1))
+            counts, _ = np.histogram(value[phase == number], _FINE, (-1, 1))
             found[number] = found.get(number, 0) + counts
     return dict(sorted(found.items()))
 
 
 def _chart(found: dict[int, np.ndarray], names: dict[int, str]) -> Charts:
-    edges = np.linspace(-1, 1, _BINS + 1).tolist()
+    places = np.flatnonzero(np.sum(list(found.values()), axis=0))
+    # With some embedders all similarities lie close together, near 1.
+    width = -(-(places[-1] + 1 - places[0]) // _BARS)
+    starts = np.arange(places[0], places[-1] + 1, width)
+    end = places[-1] + 1
+    edges = np.linspace(-1, 1, _FINE + 1)[np.append(starts, end)].tolist()
     groups = [
-        charts.Histogram(label=names[number], edges=edges, counts=counts.tolist())
+        charts.Histogram(
+            label=names[number],
+            edges=edges,
+            counts=np.add.reduceat(counts[:end], starts).tolist(),
+        )
         for number, counts in found.items()
     ]
     drawn = Chart(

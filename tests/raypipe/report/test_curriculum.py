@@ -9,7 +9,7 @@ def write(root: str, number: int, first: int, phase_of: list[int]) -> None:
     rows = [
         {"key": f"k{first + i}", "data": b"x", "source": "base", "phase": phase}
         | {"position": first + i, "label": 0, "identity_id": "p", "image_id": str(i)}
-        | {"similarity": [-1.0, 0.01, 0.99, None][i % 4]}
+        | {"similarity": [-1.0, 0.5, 0.99, None][i % 4]}
         for i, phase in enumerate(phase_of)
     ]
     table = pa.Table.from_pylist(rows, schema=FLAT)
@@ -39,4 +39,4 @@ def test_counts_similarities_by_phase(tmp_path) -> None:
     assert list(found) == [0, 1]
     for counts in found.values():
         assert counts.sum() == 6
-        assert counts[[0, 25, 49]].tolist() == [2, 2, 2]
+        assert counts[[0, 750, 995]].tolist() == [2, 2, 2]
