@@ -13,6 +13,17 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+@pytest.fixture
+def one_thread():
+    """PyTorch with one thread: tiny networks are slower with two, and round otherwise."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def s3_bucket():
     """URI of a bucket on a real S3 server on loopback; its address goes through the environment."""

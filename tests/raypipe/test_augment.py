@@ -13,13 +13,7 @@ from raypipe.seeding import generator
 PLAIN = Parameters(flip=False, jitter=(), grey=False, warps=(), sigma=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in the actor; on a busy machine threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_images(count: int, height: int = 10, width: int = 12, seed: int = 0) -> torch.Tensor:

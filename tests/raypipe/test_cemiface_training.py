@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,7 @@ from raypipe.models.cemiface import CemiFace, Sizes, noise_schedule
 TINY = Sizes(vector=128, side=16, channels=(32, 32), attention=(1,), head=16, condition=32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 Begin = Callable[..., training.Training]

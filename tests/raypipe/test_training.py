@@ -58,9 +58,7 @@ def run_epoch(module, optimizer, epoch, config=CONFIG, images=10, source=None):
     )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_decodes_rows_and_mirrors_by_seed_epoch_and_position():

@@ -96,8 +96,9 @@ def _chart(found: dict[int, np.ndarray], names: dict[int, str]) -> Charts:
     ]
     drawn = Chart(
         title="Similarity to the centre of the identity",
-        hint="Every image of the set, by phase. Very similar images teach little, very dissimilar"
-        " ones may not show the person; assemble can filter, choose and order by this number.",
+        hint="Every image of the set, by phase. Look for a phase far to the right, whose images"
+        " teach little, or far to the left, where they may not show the person; assemble can"
+        " filter, choose and order by this number.",
         alt=f"Histograms of the similarity of images to their identity's centre, of"
         f" {', '.join(group.label for group in groups)}",
         svg=charts.histogram("curriculum-similarity", groups, x_label="cosine similarity"),

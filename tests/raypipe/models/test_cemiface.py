@@ -1,6 +1,5 @@
 """CemiFace's network: what sees the identity, sizes, files, sampling."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,7 @@ from raypipe.models.cemiface import SIDE, STEPS, CemiFace, Sizes, published, sma
 TINY = Sizes(vector=16, side=16, channels=(32, 32, 64), attention=(1,), head=16, condition=32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
