@@ -179,8 +179,8 @@ def _dial(name: str, painter: dict[str, Any], low: float, high: float) -> Chart:
         title=f"What sets the similarity: {painter['weights']}",
         hint="Measured before the job painted: the mean similarity of images to their vector at"
         " some values of the dial, and the curve that the dial was set by. The lines are the band"
-        " of similarities that was wanted. Where the curve does not reach a part of the band,"
-        " images were aimed at the curve's end.",
+        " of similarities that was wanted. Look for a part of the band that the curve does not"
+        " reach: images were aimed at the curve's end there.",
         alt=f"Curve of the dial of {painter['weights']}: similarities from {lowest:.3f} to"
         f" {highest:.3f}; wanted were {low:g} to {high:g}",
         svg=charts.lines(
