@@ -20,6 +20,7 @@ from raypipe.config.cemiface_training import CemiFaceTrainingConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
+from raypipe.feature_training import ImageDecoder
 from raypipe.manifest import Manifest
 from raypipe.models.cemiface import CemiFace
 from raypipe.seeding import torch_seed
@@ -90,6 +91,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
         )
     except UserError as error:
         return str(error)  # not raised: Ray Train would try again, with the same end
+    decoder = ImageDecoder(network.sizes.side)
     return train_epochs(
         "train_cemiface",
         run,
@@ -98,7 +100,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
             training.decode_batch,
             seed=seed,
             epoch=epoch,
-            side=network.sizes.side,
+            decoder=decoder,
             grid=training.similarities(config),
         ),
         arguments,

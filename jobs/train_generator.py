@@ -18,6 +18,7 @@ from raypipe.config import Build
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.generator import GeneratorConfig
 from raypipe.embedders import open_embedder
+from raypipe.feature_training import ImageDecoder
 from raypipe.generator_start import build, masking, start
 from raypipe.manifest import Manifest
 from raypipe.models.loading import shipped
@@ -70,6 +71,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
         steps=-(-(arguments["images"] // workers) // config.batch_size),
         cpu=device.type == "cpu",
     )
+    decoder = ImageDecoder(training.SIDE)
     return train_epochs(
         "train_generator",
         run,
@@ -78,6 +80,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
             training.decode_batch,
             seed=seed,
             epoch=epoch,
+            decoder=decoder,
             masking=masking(config),
             tokens=network.sizes.side**2,
         ),

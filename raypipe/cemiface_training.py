@@ -1,12 +1,13 @@
 """Training CemiFace: every image of a face set is both what is painted and whom it is painted of.
 
-Losses as published (arXiv 2409.18876, section 3): the noise's mean squared error, and for the
-picture x̂0 that the predicted noise leaves, with c the cosine of its feature and the image's own
-and γ = t / T, (1 − γ) (1 − c)² + γ (m − c)². So little noise asks for the person itself, and much
-noise for somebody at the similarity m.
+Losses as published (arXiv 2409.18876, section 3): the mean squared error of the noise (of the
+velocity, where that is what the network finds), and for the picture x̂0 that it leaves, with c the
+cosine of its feature and the image's own and γ = t / T, (1 − γ) (1 − c)² + γ (m − c)². So little
+noise asks for the person itself, and much noise for somebody at the similarity m.
 """
 
 import io
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raypipe.config.cemiface_training import CemiFaceTrainingConfig
-from raypipe.feature_training import Batch, decode_images, learning_rate, train_steps
+from raypipe.feature_training import Batch, ImageDecoder, learning_rate, train_steps
 from raypipe.generator_losses import FaceFeatures
 from raypipe.images import encode_png
 from raypipe.models.cemiface import (
@@ -50,7 +51,9 @@ def similarities(config: CemiFaceTrainingConfig) -> np.ndarray:
     return (1 - config.interval * np.arange(count)[::-1]).astype(np.float32)
 
 
-def decode_batch(table: pa.Table, *, seed: int, epoch: int, side: int, grid: np.ndarray) -> Batch:
+def decode_batch(
+    table: pa.Table, *, seed: int, epoch: int, decoder: ImageDecoder, grid: np.ndarray
+) -> Batch:
     """Decodes a batch of `feature_training.image_rows`, and draws a similarity for each image.
 
     What is drawn depends on the seed, the epoch and the image, not on who decodes it.
@@ -61,7 +64,7 @@ def decode_batch(table: pa.Table, *, seed: int, epoch: int, side: int, grid: np.
     Raises:
         UserError: where an image cannot be decoded, naming it.
     """
-    names, images = decode_images(table, side)
+    names, images = decoder(table)
     drawn = [grid[generator(seed, name, epoch, _JOB).integers(len(grid))] for name in names]
     vectors = np.stack(table["vector"].to_numpy(zero_copy_only=False))
     return {
@@ -71,15 +74,18 @@ def decode_batch(table: pa.Table, *, seed: int, epoch: int, side: int, grid: np.
     }
 
 
-def clean_images(noisy: Tensor, noise: Tensor, kept: Tensor) -> Tensor:
+def clean_images(noisy: Tensor, found: Tensor, kept: Tensor, prediction: str) -> Tensor:
     """x̂0: pictures without their noise, clipped to [-1, 1] as DCFace does.
 
     Args:
-        noisy, noise: (B, 3, H, W).
+        noisy: (B, 3, H, W).
+        found: their noise or velocity, as `prediction` (of `Sizes`) says, (B, 3, H, W).
         kept: ᾱ of each picture's time, (B,).
     """
     kept = kept.reshape(-1, 1, 1, 1)
-    return ((noisy - (1 - kept).sqrt() * noise) / kept.sqrt()).clamp(-1, 1)
+    if prediction == "v_prediction":
+        return (kept.sqrt() * noisy - (1 - kept).sqrt() * found).clamp(-1, 1)
+    return ((noisy - (1 - kept).sqrt() * found) / kept.sqrt()).clamp(-1, 1)
 
 
 def similarity_losses(cosines: Tensor, wanted: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,16 +210,23 @@ class Training:
         kept = self._kept[times]
         share = kept.reshape(-1, 1, 1, 1)
         noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+        prediction = self.network.sizes.prediction
+        target = noise
+        if prediction == "v_prediction":
+            target = share.sqrt() * noise - (1 - share).sqrt() * clean
         with self.accelerator.autocast():
             found = self._wrapped(noisy, times, vectors, wanted).float()
-        parts = {"noise": F.mse_loss(found, noise)}
+        parts = {"noise": F.mse_loss(found, target)}
         total = parts["noise"]
         if config.similarity_weight:
             # Not in half precision: where all features share a large part, the cosine of what is
             # left of them would be rounding.
-            made, _ = self.faces(enlarge(clean_images(noisy, found, kept)))
-            cosines = (self.network.direction(made) * self.network.direction(vectors)).sum(1)
-            parts["own"], parts["wanted"] = similarity_losses(cosines, wanted, times)
+            few = slice(math.ceil(config.similarity_share * len(clean)))
+            left = clean_images(noisy[few], found[few], kept[few], prediction)
+            made, _ = self.faces(enlarge(left))
+            asked = self.network.direction(vectors[few])
+            cosines = (self.network.direction(made) * asked).sum(1)
+            parts["own"], parts["wanted"] = similarity_losses(cosines, wanted[few], times[few])
             total = total + config.similarity_weight * (parts["own"] + parts["wanted"])
         self.accelerator.backward(total)
         for group in self.optimizer.param_groups:
@@ -271,15 +284,18 @@ class Training:
             )
         ).to(self._device)
         given = people["images"].permute(0, 3, 1, 2).float() / 127.5 - 1
-        rows = [to_pixels(enlarge(given))]
         self.average.store(self.network.parameters())
         self.average.copy_to(self.network.parameters())
-        for wanted in _SHOWN:
-            similarity = torch.full((len(vectors),), wanted, device=self._device)
-            with self.accelerator.autocast():
-                made = self.network.sample(vectors, similarity, noise, _SHOWN_STEPS)
-            rows.append(to_pixels(made))
+        with self.accelerator.autocast():
+            made = self.network.sample(
+                vectors.repeat(len(_SHOWN), 1),
+                torch.tensor(_SHOWN, device=self._device).repeat_interleave(len(vectors)),
+                noise.repeat(len(_SHOWN), 1, 1, 1),
+                _SHOWN_STEPS,
+            )
         self.average.restore(self.network.parameters())
+        rows = np.concatenate([to_pixels(enlarge(given)), to_pixels(made)])
+        rows = rows.reshape(1 + len(_SHOWN), len(vectors), *rows.shape[1:])
         return encode_png(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
 
 

@@ -25,6 +25,7 @@ COLUMNS = pa.schema(
 )
 _FITTED = 20_000  # features that the whitening and the centre are taken from, at most
 _LOOK_EVERY = 20  # steps between two looks at the losses
+_ROOM = 2 << 30  # bytes of decoded pixels that a worker keeps
 
 
 class DivergedError(UserError):
@@ -72,21 +73,42 @@ def features(face_set: FaceSet) -> tuple[np.ndarray, int]:
     return np.concatenate(found), images
 
 
-def decode_images(table: pa.Table, side: int) -> tuple[list[str], np.ndarray]:
-    """Names ("identity_id/image_id") and pixels, uint8 (N, side, side, 3), of `image_rows`.
+class ImageDecoder:
+    """Decodes images, and keeps the pixels: later epochs of a set with room in memory decode none.
 
-    Raises:
-        UserError: where an image cannot be decoded, naming it.
+    Args:
+        side: of the pixels it gives.
+        room: bytes of pixels to keep at most.
     """
-    names, images = [], []
-    for row in table.select(["identity_id", "image_id", "data"]).to_pylist():
-        names.append(f"{row['identity_id']}/{row['image_id']}")
+
+    def __init__(self, side: int, room: int = _ROOM) -> None:
+        self.side, self._room = side, room
+        self._kept: dict[str, np.ndarray] = {}
+
+    def __call__(self, table: pa.Table) -> tuple[list[str], np.ndarray]:
+        """Names ("identity_id/image_id") and pixels, uint8 (N, side, side, 3), of `image_rows`.
+
+        Raises:
+            UserError: where an image cannot be decoded, naming it.
+        """
+        people, files = (table[name].to_pylist() for name in ("identity_id", "image_id"))
+        names = [f"{person}/{file}" for person, file in zip(people, files, strict=True)]
+        return names, np.stack(
+            [self._pixels(name, table["data"], k) for k, name in enumerate(names)]
+        )
+
+    def _pixels(self, name: str, data: pa.ChunkedArray, row: int) -> np.ndarray:
+        if (known := self._kept.get(name)) is not None:
+            return known
         try:
-            pixels = decode(row["data"], source=names[-1])
+            pixels = decode(data[row].as_py(), source=name)
         except ImageError as error:
             raise UserError(f"{error}; run `raypipe embed` on the set, which marks it") from None
-        images.append(pixels if pixels.shape[:2] == (side, side) else resize(pixels, (side, side)))
-    return names, np.stack(images)
+        if pixels.shape[:2] != (self.side, self.side):
+            pixels = resize(pixels, (self.side, self.side))
+        if (len(self._kept) + 1) * pixels.nbytes <= self._room:
+            self._kept[name] = pixels
+        return pixels
 
 
 def learning_rate(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from raypipe import generator_losses as losses
 from raypipe.config.generator import GeneratorConfig, Losses
-from raypipe.feature_training import Batch, decode_images, learning_rate, train_steps
+from raypipe.feature_training import Batch, ImageDecoder, learning_rate, train_steps
 from raypipe.images import encode_png
 from raypipe.models.vec2face import Vec2Face, to_pixels
 from raypipe.models.vec2face_sizes import INFERENCE, Masking
@@ -24,7 +24,15 @@ _BETAS = (0.9, 0.99)  # published: vec2face.py
 _PER_UPDATE = 112  # published: images that the base rate is for
 
 
-def decode_batch(table: pa.Table, *, seed: int, epoch: int, masking: Masking, tokens: int) -> Batch:
+def decode_batch(
+    table: pa.Table,
+    *,
+    seed: int,
+    epoch: int,
+    decoder: ImageDecoder,
+    masking: Masking,
+    tokens: int,
+) -> Batch:
     """Decodes a batch of `image_rows`, and draws which tokens are masked.
 
     What is masked depends on the seed, the epoch and the image, not on who decodes it.
@@ -36,7 +44,7 @@ def decode_batch(table: pa.Table, *, seed: int, epoch: int, masking: Masking, to
     Raises:
         UserError: where an image cannot be decoded, naming it.
     """
-    names, images = decode_images(table, SIDE)
+    names, images = decoder(table)
     drawn = [
         masking.draw(generator(seed, name, epoch, "train_generator"), tokens) for name in names
     ]

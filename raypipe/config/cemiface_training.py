@@ -23,6 +23,13 @@ class CemiFaceTrainingConfig(FeatureTraining):
     similarity_weight: float = Field(
         0.05, ge=0, description="λ, of the losses that compare features with the image's own"
     )
+    similarity_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a batch whose features are compared; published: 1. An embedder costs "
+        "as much as a small network",
+    )
     lowest: float = Field(
         -1.0, ge=-1, lt=1, description="lowest similarity that is drawn; the highest is 1"
     )

@@ -13,7 +13,7 @@ embedders with an angular margin that mean is nearly 0, and the cosine is the pu
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
@@ -42,6 +42,10 @@ class Sizes:
         attention: levels with attention, counted from 0; the middle has it always.
         head: channels of a head of attention.
         condition: numbers of the token that attention sees.
+        patch: pixels of the side of a square that the UNet sees as one, with 3 · patch² colours.
+        prediction: what the UNet finds: the noise ε, as published, or the velocity
+            √ᾱ ε − √(1 − ᾱ) x0 (Salimans and Ho 2022, arXiv 2202.00512). Where there is much noise,
+            a small error of ε is a wrong colour of the whole picture; one of the velocity is not.
     """
 
     vector: int
@@ -50,6 +54,8 @@ class Sizes:
     attention: tuple[int, ...]
     head: int
     condition: int
+    patch: int = 1
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
 
 def published(vector: int) -> Sizes:
@@ -68,14 +74,16 @@ def published(vector: int) -> Sizes:
 
 
 def small(vector: int) -> Sizes:
-    """For CPUs: 64×64 pixels, attention at 16×16 and 8×8."""
+    """For CPUs: 64×64 pixels in 16×16 patches, attention at 8×8."""
     return Sizes(
         vector=vector,
         side=64,
-        channels=(32, 64, 96, 128),
-        attention=(2, 3),
+        channels=(96, 128),
+        attention=(1,),
         head=32,
         condition=128,
+        patch=4,
+        prediction="v_prediction",
     )
 
 
@@ -156,7 +164,7 @@ class CemiFace(nn.Module):
         return F.normalize(vectors.float() - self.centre)
 
     def forward(self, noisy: Tensor, times: Tensor, vectors: Tensor, similarity: Tensor) -> Tensor:
-        """The noise in pictures.
+        """The noise in pictures, or their velocity (`sizes.prediction`).
 
         Args:
             noisy: (B, 3, side, side).
@@ -177,8 +185,9 @@ class CemiFace(nn.Module):
         return self.condition(torch.cat([person, wanted], dim=1)).unsqueeze(1)
 
     def _denoise(self, noisy: Tensor, times: Tensor, token: Tensor) -> Tensor:
-        kind = self.unet.dtype
-        return self.unet(noisy.to(kind), times, token.to(kind)).sample
+        kind, patch = self.unet.dtype, self.sizes.patch
+        seen = F.pixel_unshuffle(noisy.to(kind), patch)
+        return F.pixel_shuffle(self.unet(seen, times, token.to(kind)).sample, patch)
 
     def sample(self, vectors: Tensor, similarity: Tensor, noise: Tensor, steps: int) -> Tensor:
         """Paints by DDIM (Song et al. 2021) with η 0: nothing is random but the noise given.
@@ -192,7 +201,7 @@ class CemiFace(nn.Module):
         Returns:
             float32 (B, 3, 112, 112) in [-1, 1].
         """
-        schedule: Any = DDIMScheduler(**_NOISE)
+        schedule: Any = DDIMScheduler(**_NOISE, prediction_type=self.sizes.prediction)
         schedule.set_timesteps(steps)
         token = self._tell(vectors, similarity)
         images = noise.contiguous(memory_format=torch.channels_last)
@@ -216,8 +225,8 @@ def _parse(text: str) -> Sizes:
 
 
 def _unet(sizes: Sizes) -> UNet2DConditionModel:
-    levels = range(len(sizes.channels))
-    sides = [sizes.side >> level for level in levels]
+    levels, colours = range(len(sizes.channels)), 3 * sizes.patch**2
+    sides = [(sizes.side // sizes.patch) >> level for level in levels]
     down = [
         "SimpleCrossAttnDownBlock2D" if level in sizes.attention else "ResnetDownsampleBlock2D"
         for level in levels
@@ -231,9 +240,9 @@ def _unet(sizes: Sizes) -> UNet2DConditionModel:
         if sides[level - 1] != 2 * sides[level]:
             up[level] = "UpBlock2D"
     return UNet2DConditionModel(
-        sample_size=sizes.side,
-        in_channels=3,
-        out_channels=3,
+        sample_size=sides[0],
+        in_channels=colours,
+        out_channels=colours,
         block_out_channels=sizes.channels,
         down_block_types=tuple(down),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from raypipe.config.cemiface_training import CemiFaceTrainingConfig
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import open_embedder
 from raypipe.errors import UserError
-from raypipe.feature_training import COLUMNS, Batch, DivergedError
+from raypipe.feature_training import COLUMNS, Batch, DivergedError, ImageDecoder
 from raypipe.images import decode, encode_png
 from raypipe.models.cemiface import CemiFace, Sizes, noise_schedule
 
@@ -31,10 +32,10 @@ Begin = Callable[..., training.Training]
 def begin() -> Begin:
     embedder = open_embedder(EmbedderConfig(kind="dlib"), "cpu")
 
-    def make(**changes: object) -> training.Training:
+    def make(prediction: str = "epsilon", **changes: object) -> training.Training:
         config = CemiFaceTrainingConfig(**{"size": "small", "batch_size": 4, "lr": 1e-3, **changes})
         torch.manual_seed(0)
-        network = CemiFace(TINY)
+        network = CemiFace(replace(TINY, prediction=prediction))
         return training.Training(config, network, embedder, seed=1, steps=4, cpu=True, rank=0)
 
     return make
@@ -87,7 +88,7 @@ def test_clean_images_are_those_of_a_scalar_loop() -> None:
         product *= 1 - beta[t]
     assert float(kept[300]) == pytest.approx(product, rel=1e-4)
     noisy, noise = torch.tensor([[[[0.3, 2.0]]]]), torch.tensor([[[[-0.4, 0.1]]]])
-    found = training.clean_images(noisy, noise, kept[300:301]).flatten().tolist()
+    found = training.clean_images(noisy, noise, kept[300:301], "epsilon").flatten().tolist()
     wanted = [
         max(-1.0, min(1.0, (x - math.sqrt(1 - product) * e) / math.sqrt(product)))
         for x, e in ((0.3, -0.4), (2.0, 0.1))
@@ -96,9 +97,25 @@ def test_clean_images_are_those_of_a_scalar_loop() -> None:
     assert found[1] == 1.0
 
 
-def test_the_total_is_noise_and_lambda_times_similarity(begin: Begin) -> None:
+def test_a_velocity_leaves_the_picture_that_it_is_of() -> None:
+    clean, noise = torch.rand(2, 3, 4, 4) * 2 - 1, torch.randn(2, 3, 4, 4)
+    kept = noise_schedule().alphas_cumprod[[20, 980]]
+    share = kept.reshape(-1, 1, 1, 1)
+    noisy = share.sqrt() * clean + (1 - share).sqrt() * noise
+    velocity = share.sqrt() * noise - (1 - share).sqrt() * clean
+    assert torch.equal(
+        velocity, noise_schedule().get_velocity(clean, noise, torch.tensor([20, 980]))
+    )
+    found = training.clean_images(noisy, velocity, kept, "v_prediction")
+    torch.testing.assert_close(found, clean, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("prediction", "compared"), [("epsilon", 4), ("v_prediction", 3)])
+def test_the_total_is_noise_and_lambda_times_similarity(
+    begin: Begin, prediction: str, compared: int
+) -> None:
     """The gradient of one step, against losses put together here from what the network sees."""
-    run = begin(clip=1e9)
+    run = begin(prediction, clip=1e9, similarity_share=compared / 4)
     taken: dict[str, torch.Tensor] = {}
     step = run.optimizer.step
     last = run.network.unet.conv_out.weight
@@ -106,7 +123,7 @@ def test_the_total_is_noise_and_lambda_times_similarity(begin: Begin) -> None:
     (batch,) = batches(1)
     parts = run.train_period([batch], epoch=0, first_step=0, on_step=silent)
 
-    fresh = begin()
+    fresh = begin(prediction)
     random = torch.Generator().manual_seed(training.torch_seed(1, "train_cemiface", 0, "noise 0"))
     clean = batch["images"].permute(0, 3, 1, 2) / 127.5 - 1
     noise = torch.randn(clean.shape, generator=random)
@@ -114,14 +131,17 @@ def test_the_total_is_noise_and_lambda_times_similarity(begin: Begin) -> None:
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)[times].reshape(-1, 1, 1, 1)
     noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
     found = fresh.network(noisy, times, batch["vectors"], batch["similarity"])
-    guess = ((noisy - (1 - kept).sqrt() * found) / kept.sqrt()).clamp(-1, 1)
-    face = torch.nn.functional.interpolate(guess, size=112, mode="bilinear")
+    target, guess = noise, (noisy - (1 - kept).sqrt() * found) / kept.sqrt()
+    if prediction == "v_prediction":
+        target = kept.sqrt() * noise - (1 - kept).sqrt() * clean
+        guess = kept.sqrt() * noisy - (1 - kept).sqrt() * found
+    face = torch.nn.functional.interpolate(guess.clamp(-1, 1), size=112, mode="bilinear")
     made = fresh.faces(face)[0]
-    cosines = torch.nn.functional.cosine_similarity(made, batch["vectors"])
-    share = times / 1000
+    cosines = torch.nn.functional.cosine_similarity(made, batch["vectors"])[:compared]
+    share = times[:compared] / 1000
     own = ((1 - share) * (1 - cosines) ** 2).mean()
-    wanted = (share * (batch["similarity"] - cosines) ** 2).mean()
-    total = ((found - noise) ** 2).mean() + 0.05 * (own + wanted)
+    wanted = (share * (batch["similarity"][:compared] - cosines) ** 2).mean()
+    total = ((found - target) ** 2).mean() + 0.05 * (own + wanted)
     total.backward()
     assert parts["own"] == pytest.approx(own.item(), rel=1e-3)
     assert parts["wanted"] == pytest.approx(wanted.item(), rel=1e-3)
@@ -203,7 +223,7 @@ def test_batches_depend_on_nobody_else() -> None:
     ]
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
     grid = training.similarities(CemiFaceTrainingConfig())
-    options = {"seed": 3, "side": 16, "grid": grid}
+    options = {"seed": 3, "decoder": ImageDecoder(16, room=2 * 16 * 16 * 3), "grid": grid}
     whole = training.decode_batch(table, epoch=0, **options)
     assert whole["images"].shape == (3, 16, 16, 3)
     assert set(whole["similarity"].tolist()) <= set(grid.tolist())
@@ -212,6 +232,9 @@ def test_batches_depend_on_nobody_else() -> None:
         assert torch.equal(values[0], whole[name][2])
     later = training.decode_batch(table, epoch=1, **options)
     assert not torch.equal(later["similarity"], whole["similarity"])
-    broken = pa.Table.from_pylist([rows[0] | {"data": b"none"}], schema=COLUMNS)
-    with pytest.raises(UserError, match=r"base/a/0\.png"):
+    broken = pa.Table.from_pylist([row | {"data": b"none"} for row in rows], schema=COLUMNS)
+    # Two images fit into the room for pixels; the third is decoded anew.
+    again = training.decode_batch(broken.slice(0, 2), epoch=0, **options)
+    assert torch.equal(again["images"], whole["images"][:2])
+    with pytest.raises(UserError, match=r"base/a/2\.png"):
         training.decode_batch(broken, epoch=0, **options)

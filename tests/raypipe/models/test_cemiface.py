@@ -1,5 +1,6 @@
 """CemiFace's network: what sees the identity, sizes, files, sampling."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from raypipe.errors import UserError
 from raypipe.models.cemiface import SIDE, STEPS, CemiFace, Sizes, published, small
 
 TINY = Sizes(vector=16, side=16, channels=(32, 32, 64), attention=(1,), head=16, condition=32)
+VELOCITY = replace(TINY, channels=(32, 32), patch=2, prediction="v_prediction")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,21 +113,42 @@ def test_the_sizes_of_the_paper() -> None:
     assert 2 * numbers < 12e6  # bytes in half precision
 
 
+@pytest.mark.parametrize("sizes", [TINY, VELOCITY])
 @torch.inference_mode()
-def test_sampling_is_ddim_without_noise_of_its_own(network: CemiFace) -> None:
+def test_sampling_is_ddim_without_noise_of_its_own(sizes: Sizes) -> None:
     """Equations of Song et al. with η 0, written down a second time."""
+    torch.manual_seed(0)
+    network = CemiFace(sizes).prepare("cpu")
     vectors, wanted, noise = inputs(2)
-    found = network.prepare("cpu").sample(vectors, wanted, noise, 4)
+    found = network.sample(vectors, wanted, noise, 4)
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, STEPS), 0)
     x = noise
     for time in (750, 500, 250, 0):
         now, after = kept[time], kept[time - 250]
         guess = network(x, torch.full((2,), time), vectors, wanted)
-        clean = ((x - (1 - now).sqrt() * guess) / now.sqrt()).clamp(-1, 1)
+        if sizes.prediction == "v_prediction":
+            clean = now.sqrt() * x - (1 - now).sqrt() * guess
+            guess = now.sqrt() * guess + (1 - now).sqrt() * x
+        else:
+            clean = (x - (1 - now).sqrt() * guess) / now.sqrt()
+        clean = clean.clamp(-1, 1)
         x = after.sqrt() * clean + (1 - after).sqrt() * guess if time else clean
     wanted_images = torch.nn.functional.interpolate(x, size=SIDE, mode="bilinear")
     assert found.shape == (2, 3, SIDE, SIDE)
     torch.testing.assert_close(found, wanted_images, atol=1e-3, rtol=0)
+
+
+def test_a_patch_is_a_square_of_pixels() -> None:
+    """What the UNet sees at a place depends on the 2×2 pixels there, and so does what it says."""
+    torch.manual_seed(0)
+    network = CemiFace(VELOCITY)
+    seen: list[torch.Tensor] = []
+    network.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    vectors, wanted, noise = inputs(1)
+    with torch.no_grad():
+        network(noise, torch.tensor([5]), vectors, wanted)
+    assert seen[0].shape == (1, 12, 8, 8)
+    assert torch.equal(seen[0][0, :4, 3, 5], noise[0, 0, 6:8, 10:12].flatten())
 
 
 @torch.inference_mode()
