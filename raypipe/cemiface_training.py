@@ -38,6 +38,7 @@ from raypipe.seeding import generator, torch_seed
 _JOB = "train_cemiface"
 _SHOWN = (1.0, 0.7, 0.4, 0.1, -0.2)  # similarities of a grid's rows
 _SHOWN_STEPS = 20  # of DDIM
+_HEAVIEST = 100.0  # weight of the similarity losses
 
 
 def sizes(config: CemiFaceTrainingConfig, vector: int) -> Sizes:
@@ -88,19 +89,37 @@ def clean_images(noisy: Tensor, found: Tensor, kept: Tensor, prediction: str) ->
     return ((noisy - (1 - kept).sqrt() * found) / kept.sqrt()).clamp(-1, 1)
 
 
-def similarity_losses(cosines: Tensor, wanted: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+def similarity_losses(
+    cosines: Tensor, wanted: Tensor, times: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """Means of (1 − γ) (1 − c)² and of γ (m − c)², each 0-d; their sum is the published SimMat.
 
     Args:
         cosines: c, (B,).
         wanted: m, (B,).
         times: t, (B,); γ = t / 1000.
+        weights: of the images, (B,); published: 1.
     """
     share = times / STEPS
     return (
-        ((1 - share) * (1 - cosines) ** 2).mean(),
-        (share * (wanted - cosines) ** 2).mean(),
+        (weights * (1 - share) * (1 - cosines) ** 2).mean(),
+        (weights * share * (wanted - cosines) ** 2).mean(),
     )
+
+
+def similarity_weights(kept: Tensor, prediction: str) -> Tensor:
+    """What the similarity losses of images at different times weigh, (B,).
+
+    The squared error of a velocity is that of the noise divided by ᾱ. Where the network finds
+    velocities, dividing the similarity losses by ᾱ too keeps the published balance at every time,
+    but at most a hundredfold: beyond that nothing would be left of the picture.
+
+    Args:
+        kept: ᾱ, (B,).
+    """
+    if prediction == "v_prediction":
+        return (1 / kept).clamp(max=_HEAVIEST)
+    return torch.ones_like(kept)
 
 
 class Training:
@@ -226,7 +245,9 @@ class Training:
             made, _ = self.faces(enlarge(left))
             asked = self.network.direction(vectors[few])
             cosines = (self.network.direction(made) * asked).sum(1)
-            parts["own"], parts["wanted"] = similarity_losses(cosines, wanted[few], times[few])
+            parts["own"], parts["wanted"] = similarity_losses(
+                cosines, wanted[few], times[few], similarity_weights(kept[few], prediction)
+            )
             total = total + config.similarity_weight * (parts["own"] + parts["wanted"])
         self.accelerator.backward(total)
         for group in self.optimizer.param_groups:

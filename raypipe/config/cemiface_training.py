@@ -17,7 +17,7 @@ class CemiFaceTrainingConfig(FeatureTraining):
     """
 
     size: Literal["published", "small"] = Field(
-        "published", description="112×112 pixels as published, or small: 64×64, for CPUs"
+        "published", description="112×112 pixels as published, or small: 32×32, for CPUs"
     )
     weights: str | None = Field(None, description="network to go on from; none: a new one")
     similarity_weight: float = Field(

@@ -42,7 +42,6 @@ class Sizes:
         attention: levels with attention, counted from 0; the middle has it always.
         head: channels of a head of attention.
         condition: numbers of the token that attention sees.
-        patch: pixels of the side of a square that the UNet sees as one, with 3 · patch² colours.
         prediction: what the UNet finds: the noise ε, as published, or the velocity
             √ᾱ ε − √(1 − ᾱ) x0 (Salimans and Ho 2022, arXiv 2202.00512). Where there is much noise,
             a small error of ε is a wrong colour of the whole picture; one of the velocity is not.
@@ -54,7 +53,6 @@ class Sizes:
     attention: tuple[int, ...]
     head: int
     condition: int
-    patch: int = 1
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
 
 
@@ -74,15 +72,14 @@ def published(vector: int) -> Sizes:
 
 
 def small(vector: int) -> Sizes:
-    """For CPUs: 64×64 pixels in 16×16 patches, attention at 8×8."""
+    """For CPUs: 32×32 pixels, attention at 8×8."""
     return Sizes(
         vector=vector,
-        side=64,
-        channels=(96, 128),
-        attention=(1,),
+        side=32,
+        channels=(32, 64, 96),
+        attention=(2,),
         head=32,
         condition=128,
-        patch=4,
         prediction="v_prediction",
     )
 
@@ -185,9 +182,8 @@ class CemiFace(nn.Module):
         return self.condition(torch.cat([person, wanted], dim=1)).unsqueeze(1)
 
     def _denoise(self, noisy: Tensor, times: Tensor, token: Tensor) -> Tensor:
-        kind, patch = self.unet.dtype, self.sizes.patch
-        seen = F.pixel_unshuffle(noisy.to(kind), patch)
-        return F.pixel_shuffle(self.unet(seen, times, token.to(kind)).sample, patch)
+        kind = self.unet.dtype
+        return self.unet(noisy.to(kind), times, token.to(kind)).sample
 
     def sample(self, vectors: Tensor, similarity: Tensor, noise: Tensor, steps: int) -> Tensor:
         """Paints by DDIM (Song et al. 2021) with η 0: nothing is random but the noise given.
@@ -225,8 +221,8 @@ def _parse(text: str) -> Sizes:
 
 
 def _unet(sizes: Sizes) -> UNet2DConditionModel:
-    levels, colours = range(len(sizes.channels)), 3 * sizes.patch**2
-    sides = [(sizes.side // sizes.patch) >> level for level in levels]
+    levels = range(len(sizes.channels))
+    sides = [sizes.side >> level for level in levels]
     down = [
         "SimpleCrossAttnDownBlock2D" if level in sizes.attention else "ResnetDownsampleBlock2D"
         for level in levels
@@ -240,9 +236,9 @@ def _unet(sizes: Sizes) -> UNet2DConditionModel:
         if sides[level - 1] != 2 * sides[level]:
             up[level] = "UpBlock2D"
     return UNet2DConditionModel(
-        sample_size=sides[0],
-        in_channels=colours,
-        out_channels=colours,
+        sample_size=sizes.side,
+        in_channels=3,
+        out_channels=3,
         block_out_channels=sizes.channels,
         down_block_types=tuple(down),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",

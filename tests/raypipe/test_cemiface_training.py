@@ -69,16 +69,31 @@ def test_similarities_are_a_grid_up_to_1() -> None:
 
 def test_losses_are_those_of_a_scalar_loop() -> None:
     cosines, wanted = [0.9, 0.2, -0.5], [0.4, 0.2, 1.0]
-    times = [0, 250, 999]
+    times, weights = [0, 250, 999], [1.0, 2.0, 100.0]
     own = similar = 0.0
-    for c, m, t in zip(cosines, wanted, times, strict=True):
+    for c, m, t, w in zip(cosines, wanted, times, weights, strict=True):
         gamma = t / 1000
-        own += (1 - gamma) * (1 - c) ** 2 / 3
-        similar += gamma * (m - c) ** 2 / 3
-    found = training.similarity_losses(
-        torch.tensor(cosines), torch.tensor(wanted), torch.tensor(times)
-    )
-    assert [float(value) for value in found] == pytest.approx([own, similar], rel=1e-6)
+        own += w * (1 - gamma) * (1 - c) ** 2 / 3
+        similar += w * gamma * (m - c) ** 2 / 3
+    found = training.similarity_losses(*map(torch.tensor, (cosines, wanted, times, weights)))
+    assert [float(value) for value in found] == pytest.approx([own, similar], rel=1e-5)
+
+
+def test_similarity_weighs_against_velocity_as_published_against_noise() -> None:
+    kept = torch.tensor([0.9, 0.5, 0.02, 1e-4])
+    noise, guess = torch.randn(4), torch.randn(4)
+    clean = torch.rand(4)
+    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    of_noise = (guess - noise) ** 2
+    left = (noisy - (1 - kept).sqrt() * guess) / kept.sqrt()  # the picture that the guess leaves
+    velocities = [
+        kept.sqrt() * e - (1 - kept).sqrt() * x for e, x in ((guess, left), (noise, clean))
+    ]
+    of_velocity = (velocities[0] - velocities[1]) ** 2
+    found = training.similarity_weights(kept, "v_prediction")
+    torch.testing.assert_close((of_velocity / of_noise)[:3], found[:3], rtol=1e-3, atol=0)
+    assert found[3] == 100.0
+    assert training.similarity_weights(kept, "epsilon").tolist() == [1.0] * 4
 
 
 def test_clean_images_are_those_of_a_scalar_loop() -> None:
@@ -139,8 +154,11 @@ def test_the_total_is_noise_and_lambda_times_similarity(
     made = fresh.faces(face)[0]
     cosines = torch.nn.functional.cosine_similarity(made, batch["vectors"])[:compared]
     share = times[:compared] / 1000
-    own = ((1 - share) * (1 - cosines) ** 2).mean()
-    wanted = (share * (batch["similarity"][:compared] - cosines) ** 2).mean()
+    weight = torch.ones(compared)
+    if prediction == "v_prediction":
+        weight = (1 / kept.flatten()[:compared]).clamp(max=100)
+    own = (weight * (1 - share) * (1 - cosines) ** 2).mean()
+    wanted = (weight * share * (batch["similarity"][:compared] - cosines) ** 2).mean()
     total = ((found - target) ** 2).mean() + 0.05 * (own + wanted)
     total.backward()
     assert parts["own"] == pytest.approx(own.item(), rel=1e-3)

@@ -12,7 +12,7 @@ from raypipe.errors import UserError
 from raypipe.models.cemiface import SIDE, STEPS, CemiFace, Sizes, published, small
 
 TINY = Sizes(vector=16, side=16, channels=(32, 32, 64), attention=(1,), head=16, condition=32)
-VELOCITY = replace(TINY, channels=(32, 32), patch=2, prediction="v_prediction")
+VELOCITY = replace(TINY, prediction="v_prediction")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,19 +136,6 @@ def test_sampling_is_ddim_without_noise_of_its_own(sizes: Sizes) -> None:
     wanted_images = torch.nn.functional.interpolate(x, size=SIDE, mode="bilinear")
     assert found.shape == (2, 3, SIDE, SIDE)
     torch.testing.assert_close(found, wanted_images, atol=1e-3, rtol=0)
-
-
-def test_a_patch_is_a_square_of_pixels() -> None:
-    """What the UNet sees at a place depends on the 2×2 pixels there, and so does what it says."""
-    torch.manual_seed(0)
-    network = CemiFace(VELOCITY)
-    seen: list[torch.Tensor] = []
-    network.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    vectors, wanted, noise = inputs(1)
-    with torch.no_grad():
-        network(noise, torch.tensor([5]), vectors, wanted)
-    assert seen[0].shape == (1, 12, 8, 8)
-    assert torch.equal(seen[0][0, :4, 3, 5], noise[0, 0, 6:8, 10:12].flatten())
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""A vision model's opinion of an identity: numbered faces on a sheet, a question, an answer."""
