@@ -38,7 +38,7 @@ from raypipe.seeding import generator, torch_seed
 _JOB = "train_cemiface"
 _SHOWN = (1.0, 0.7, 0.4, 0.1, -0.2)  # similarities of a grid's rows
 _SHOWN_STEPS = 20  # of DDIM
-_HEAVIEST = 100.0  # weight of the similarity losses
+_HEAVIEST = 10.0  # weight of the similarity losses
 
 
 def sizes(config: CemiFaceTrainingConfig, vector: int) -> Sizes:
@@ -112,7 +112,7 @@ def similarity_weights(kept: Tensor, prediction: str) -> Tensor:
 
     The squared error of a velocity is that of the noise divided by ᾱ. Where the network finds
     velocities, dividing the similarity losses by ᾱ too keeps the published balance at every time,
-    but at most a hundredfold: beyond that nothing would be left of the picture.
+    but at most tenfold: a hundredfold drowned the picture in what embedders mistake for somebody.
 
     Args:
         kept: ᾱ, (B,).

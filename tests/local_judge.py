@@ -6,6 +6,7 @@ of the calls.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -77,7 +78,7 @@ class LocalJudge:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 judge._serve(self)
 
             def log_message(self, *_: Any) -> None:
@@ -223,7 +224,7 @@ def _billed(body: dict[str, Any]) -> int:
     return total
 
 
-# How tiktoken's cl100k_base cuts a text; nearly all English words of up to 12 letters are one token.
+# How tiktoken's cl100k_base cuts a text; nearly all English words of up to 12 letters are a token.
 _CUT = regex.compile(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -245,9 +246,7 @@ def _send(
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
-    try:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         handler.wfile.write(data[: len(data) // 2] if cut else data)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     if cut:
         handler.close_connection = True

@@ -10,7 +10,7 @@ from raypipe.config.attributes import AttributesConfig
 from raypipe.config.base import Licence, Pool, Settings
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
-_SHIPPED = "vec2face_small.safetensors"
+_SHIPPED = {"vec2face": "vec2face_small.safetensors", "cemiface": "cemiface_small.safetensors"}
 # What means something to one kind alone.
 _OWN = {"vec2face": ("perturbation", "attributes"), "cemiface": ("similarity", "steps")}
 
@@ -48,7 +48,7 @@ class PainterConfig(Settings):
         None,
         description="vec2face: vec2face_generator.pth and other checkpoints of Vec2Face, or what "
         "train_generator wrote; cemiface: what train_cemiface wrote; its features are those of "
-        "`embedder`; none: the small Vec2Face that ships with raypipe, for dlib's",
+        "`embedder`; none: the small one that ships with raypipe, for dlib's",
     )
     licence: Licence = None
     perturbation: PerturbationConfig = PerturbationConfig()
@@ -66,7 +66,7 @@ class PainterConfig(Settings):
     @property
     def weights_file(self) -> str:
         """Name of the weight file, the shipped one's where none is stated."""
-        return (self.weights or _SHIPPED).rpartition("/")[2]
+        return (self.weights or _SHIPPED[self.kind]).rpartition("/")[2]
 
     @property
     def foreign(self) -> list[str]:
@@ -82,10 +82,6 @@ class PainterConfig(Settings):
         for name in self.foreign:
             if self.is_set(name):
                 raise ValueError(f"{name}: means nothing to kind {self.kind!r}; leave it out")
-        if self.kind == "cemiface" and self.weights is None:
-            raise ValueError(
-                "weights: no CemiFace ships with raypipe; name what `raypipe train_cemiface` wrote"
-            )
         if isinstance(self.similarity, tuple) and self.similarity[0] >= self.similarity[1]:
             raise ValueError(f"similarity: {self.similarity[0]} is not below {self.similarity[1]}")
         return self

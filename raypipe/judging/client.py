@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from raypipe import storage
 from raypipe.config.judge import JudgeConfig
 from raypipe.errors import UserError
-from raypipe.images import decode
 from raypipe.judging import tokens
 from raypipe.judging.answers import Answers, Record
 from raypipe.judging.question import SCHEMA, Answer, MalformedError, Question, read
-from raypipe.judging.sheets import Sheet
+from raypipe.judging.sheets import Sheet, size
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -86,7 +85,7 @@ def request(config: JudgeConfig, question: Question, sheet: Sheet) -> dict[str, 
 
 def expected_tokens(config: JudgeConfig, question: Question, sheet: Sheet) -> int:
     """Tokens that a question sends, as far as they can be known before."""
-    height, width = decode(sheet.data, source="sheet").shape[:2]
+    width, height = size(len(sheet.labels), config.sheet)
     text = question.ask(sheet.labels, sheet.anchors)
     return tokens.message_tokens([question.system, text]) + tokens.image_tokens(
         width, height, config.prices

@@ -14,8 +14,8 @@ import numpy as np
 _ROUNDS = 200
 _SETTLED = 1e-9  # change of the rates below which no further round is made
 # What is believed of an expert before its votes are seen, as images (named, not named): that it
-# names nine outliers in ten, and one of twenty others. It decides where the votes cannot, with one or
-# two experts, and it keeps every rate from 0 and 1.
+# names nine outliers in ten, and one of twenty others. It decides where the votes cannot, with one
+# or two experts, and it keeps every rate from 0 and 1.
 _OUTLIERS, _OTHERS = (90.0, 10.0), (10.0, 190.0)
 
 

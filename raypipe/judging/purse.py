@@ -1,10 +1,6 @@
 """A budget that is never overdrawn: what a call may cost is set aside before it is made."""
 
 
-class BudgetError(Exception):
-    """A call might cost more than is left."""
-
-
 class Purse:
     """Money for calls, in dollars.
 

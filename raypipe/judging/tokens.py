@@ -13,8 +13,8 @@ import re
 from raypipe.config.judge import PriceConfig
 
 _LARGEST, _SHORTER, _TILE = 2048, 768, 512
-# The cut of GPT-4's tokenizers, without what matters to other languages only. A space belongs to the
-# word behind it, but not to a number.
+# The cut of GPT-4's tokenizers, without what matters to other languages only. A space belongs to
+# the word behind it, but not to a number.
 _PIECES = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d{1,3}|[^\s\w]+|_+|\s(?=\d)")
 _MESSAGE, _REPLY = 3, 3  # of the wrapping of a message, and of the beginning of the reply
 

@@ -37,6 +37,7 @@ def manifest(**models: str) -> Manifest:
         ("dlib_resnet_v1", "CC0-1.0"),
         ("dcgan_digiface", "MIT"),
         ("vec2face_small", "MIT"),
+        ("cemiface_small", "MIT"),
         ("face_attributes", "Apache-2.0"),
     ],
 )

@@ -34,14 +34,13 @@ def test_a_mix() -> None:
         assert again == config, "an actor gets every field, those of the other kind too"
 
 
-CEMIFACE = {"kind": "cemiface", "weights": "x"}
+CEMIFACE = {"kind": "cemiface"}
 GOALS = {"goals": [{"name": "q", "estimator": "a:b", "goal": "value", "value": 1, "tolerance": 1}]}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"kind": "cemiface"}, "weights: no CemiFace ships with raypipe"),
         ({"steps": 10}, "steps: means nothing to kind 'vec2face'"),
         ({"similarity": 0.5}, "similarity: means nothing to kind 'vec2face'"),
         (
