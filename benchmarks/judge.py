@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 import torch
 
+sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from local_judge import KEY, Behaviour, LocalJudge
@@ -34,6 +35,7 @@ from raypipe.embedders import open_embedder
 from raypipe.judging import fusion, sheets
 from raypipe.judging.answers import Answers
 from raypipe.judging.client import Client, Opinion, expected_tokens
+from raypipe.judging.doubt import doubts
 from raypipe.judging.purse import Purse
 from raypipe.judging.question import Question
 from raypipe.judging.sheets import Sheet
@@ -65,18 +67,22 @@ def world(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def clustering(faces: np.ndarray, seed: int) -> np.ndarray:
-    """1.0 where the cleaning job would take an image away."""
+    """Probability that an image shows somebody else, by the cleaning job's rule and laws."""
     embedder = open_embedder(EmbedderConfig(kind="dlib"), "cpu")
     vectors = np.concatenate(
         [embedder.embed(faces[i : i + 256]) for i in range(0, len(faces), 256)]
     )
     people = [(f"{p}", vectors[p * IMAGES : (p + 1) * IMAGES]) for p in range(PEOPLE)]
     known = calibrate(people, seed=seed, population=PEOPLE)
-    kept = [
-        calibrated_cluster(known.transform(own), known.threshold, known.coherence).kept
-        for _, own in people
-    ]
-    return 1.0 - np.concatenate(kept)
+    found = []
+    for _, own in people:
+        cluster = calibrated_cluster(known.transform(own), known.threshold, known.coherence)
+        found.append(
+            doubts(cluster.similarity, cluster.kept, known)
+            if cluster.kept.any()
+            else np.full(len(own), np.nan)
+        )
+    return np.concatenate(found)
 
 
 async def ask_all(config: JudgeConfig, pictures: list[Sheet], folder: str) -> list[Opinion]:
@@ -132,9 +138,9 @@ def fuse() -> None:
                 for outlier in opinion.answer.outliers:
                     seen[place + outlier.label - 1] = outlier.confidence
         both = np.stack([own, seen], axis=1)
-        rates = fusion.estimate(fusion.votes(both))
+        rates = fusion.estimate(both, [True, False])
         scores = [
-            f1(own == 1, truth),
+            f1(own >= 0.5, truth),
             f1(seen >= 0.5, truth),
             *(f1(fusion.by_rule(both, rule), truth) for rule in ("any", "all", "majority")),
             f1(fusion.weigh(both, rates) >= 0.5, truth),

@@ -13,10 +13,10 @@ from raypipe.config import Build
 from raypipe.manifest import Manifest, read_manifest
 
 ORDER = (
-    *("sample", "ingest", "embed", "clean", "vectors", "seed", "screen", "expand"),
+    *("sample", "ingest", "embed", "clean", "judge", "vectors", "seed", "screen", "expand"),
     *("assemble", "train", "evaluate", "report"),
 )
-_OPTIONAL = ("sample", "vectors", "seed", "expand")
+_OPTIONAL = ("sample", "judge", "vectors", "seed", "expand")
 
 
 def run(config: Build) -> Manifest:
@@ -59,6 +59,9 @@ def outcome(workspace: str, manifests: dict[str, Manifest]) -> Table:
     table.add_row("read", f"{read:,}", f"{ingest['images']['total']:,}", "")
     table.add_row("unreadable", *_lost(ingest))
     table.add_row("cleaned out", *_lost(clean, ingest))
+    if "judge" in counts:
+        table.add_row("judged out", *_lost(counts["judge"], clean))
+        clean = counts["judge"]
     new = [counts[job] for job in ("vectors", "seed") if job in counts]
     if "vectors" in counts:
         drawn = counts["vectors"]["drawn"]

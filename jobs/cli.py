@@ -32,6 +32,7 @@ JOBS = {
     "ingest": "Read a set of any format into a face set; what cannot be read is kept and counted.",
     "embed": "Turn every image into a vector.",
     "clean": "Find images that show somebody else, and people who stand in the set twice.",
+    "judge": "Ask further experts, a vision model among them, which images show somebody else.",
     "vectors": "Draw vectors of people who do not exist, every two of them far enough apart.",
     "seed": "Draw references of people who do not exist, with a text-to-image model.",
     "screen": "Refuse identities that are in a public gallery, or too much like each other.",
@@ -104,6 +105,14 @@ def _print_counts(name: str, manifest: Any) -> None:
 
 for _name, _help in JOBS.items():
     app.command(_name, help=_help)(_command(_name))
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """Say before a run what the vision model will be asked, and what that costs."""
+    from jobs.plan import run as run_plan
+
+    guarded(lambda: run_plan(load(config, overrides)))
 
 
 @app.command()

@@ -35,14 +35,14 @@ VERDICTS, LEAKAGE = "verdicts.parquet", "leakage.json"
 
 
 def run(config: Build) -> Manifest:
-    """Screens `{workspace}/clean`, and `vectors` and `seed` where the configuration has them, into
+    """Screens the cleaned base set, and `vectors` and `seed` where the configuration has them, into
     `{workspace}/screen`.
 
     Raises:
         UserError: where a set is unfinished, a gallery is missing or holds no face, or a
             gallery or the set is too small for the false match rate.
     """
-    jobs = ["clean", *(job for job in ("vectors", "seed") if config.has(job))]
+    jobs = [config.cleaned, *(job for job in ("vectors", "seed") if config.has(job))]
     sources = [storage.join(config.workspace, job) for job in jobs]
     sets = {job: finished("screen", root) for job, root in zip(jobs, sources, strict=True)}
     galleries = embedded(config)

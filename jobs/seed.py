@@ -64,7 +64,7 @@ def run(config: Build) -> Manifest:
     seeds = config.seeds
     if seeds is None:
         raise UserError("seed: the configuration has no part 'seeds'")
-    jobs = ["clean", *(["vectors"] if config.vectors else [])]
+    jobs = [config.cleaned, *(["vectors"] if config.vectors else [])]
     sets = {job: finished("seed", storage.join(config.workspace, job)) for job in jobs}
     galleries = embedded(config)
     recipe = _recipe(config, seeds)

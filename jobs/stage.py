@@ -7,7 +7,7 @@ cut into blocks of `ray.rows_per_block`.
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -289,11 +289,19 @@ def finished(job: str, source: str) -> Manifest:
     return manifest
 
 
-def stream(config: Build, work: Work, *, sources: Sequence[str], steps: Sequence[Step]) -> Manifest:
+def stream(
+    config: Build,
+    work: Work,
+    *,
+    sources: Sequence[str],
+    steps: Sequence[Step],
+    extra: Callable[[], dict[str, Any]] = dict,
+) -> Manifest:
     """The stage itself, for a job that did something else first in the folder it has begun.
 
     Args:
         sources: roots of the face sets to read; no identity stands in two of them.
+        extra: called when all rows are written, for `Manifest.extra`.
 
     Raises:
         UserError: as `run_stage`.
@@ -343,7 +351,8 @@ def stream(config: Build, work: Work, *, sources: Sequence[str], steps: Sequence
             },
         )
     counts, digest = ray.get(ray.remote(num_cpus=0)(summarise).remote(work.root))
-    manifest = work.finish(describe(counts, [origin.counts for origin in origins]), digest)
+    counted = describe(counts, [origin.counts for origin in origins])
+    manifest = work.finish(counted, digest, extra())
     storage.delete(checkpoint)
     return manifest
 
@@ -387,14 +396,16 @@ def _stream(
         context.checkpoint_config = None
 
 
-class _FileWorker:
-    """Runs a map_files actor on one file a call."""
+class _Mapper:
+    """Runs an actor on a table of paths, or of rows, and gives small tables back."""
 
     def __init__(self, actor: type, arguments: dict[str, Any]) -> None:
         self._actor = actor(**arguments)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.concat_tables([self._actor(path) for path in batch["path"].to_pylist()])
+        if batch.column_names == ["path"]:
+            return pa.concat_tables([self._actor(path) for path in batch["path"].to_pylist()])
+        return self._actor(batch)
 
 
 def map_files(
@@ -414,18 +425,46 @@ def map_files(
         column. They stay in the object store; read them in a task, not on the driver.
     """
     connect(config)
-    preflight("map_files", [pool])
     data = ray.data.from_arrow(pa.table({"path": list(files)}))
-    data = data.repartition(target_num_rows_per_block=1).map_batches(
-        _FileWorker,
+    data = data.repartition(target_num_rows_per_block=1)
+    return _mapped(data, 1, actor, arguments, pool)
+
+
+def map_rows(
+    config: Build,
+    tables: Sequence["ray.ObjectRef[pa.Table]"],
+    actor: type,
+    arguments: dict[str, Any],
+    pool: Pool,
+) -> list["ray.ObjectRef[pa.Table]"]:
+    """Maps tables of rows, such as `map_files` gives, to small tables; returns as `map_files`.
+
+    Args:
+        actor: class built with `arguments`; an instance maps a `pa.Table` of at most
+            `pool.batch_size` rows to a `pa.Table`.
+    """
+    connect(config)
+    return _mapped(ray.data.from_arrow_refs(list(tables)), pool.batch_size, actor, arguments, pool)
+
+
+def _mapped(
+    data: "ray.data.Dataset",
+    batch_size: int,
+    actor: type,
+    arguments: dict[str, Any],
+    pool: Pool,
+) -> list["ray.ObjectRef[pa.Table]"]:
+    preflight(actor.__name__, [pool])
+    data = data.map_batches(
+        _Mapper,
         fn_constructor_kwargs={"actor": actor, "arguments": arguments},
         batch_format="pyarrow",
-        batch_size=1,
+        batch_size=batch_size,
         **_pooled(pool),
     )
     try:
         return data.to_arrow_refs()
     except Exception as error:
-        if mistake := explain("map_files", error):
+        if mistake := explain(actor.__name__, error):
             raise mistake from None
         raise

@@ -41,13 +41,14 @@ def run(config: Build) -> Manifest:
     vectors = config.vectors
     if vectors is None:
         raise UserError("vectors: the configuration has no part 'vectors'")
-    source = storage.join(config.workspace, vectors.source)
+    job = vectors.source or config.cleaned
+    source = storage.join(config.workspace, job)
     origin = finished("vectors", source)
     work = begin(
         config,
         job="vectors",
-        settings={"seed": config.seed, **vectors.model_dump(exclude={"pool"})},
-        inputs={vectors.source: origin.content_digest},
+        settings={"seed": config.seed, **vectors.model_dump(exclude={"pool"}), "source": job},
+        inputs={job: origin.content_digest},
     )
     if work.manifest:
         return work.manifest
@@ -55,7 +56,7 @@ def run(config: Build) -> Manifest:
     law = work.path(LAW)
     try:
         if not storage.exists(law):
-            with console.status(f"vectors: fitting on {vectors.source}"), work.timed("fit"):
+            with console.status(f"vectors: fitting on {job}"), work.timed("fit"):
                 _task(vectors.pool, _fit, source, law)
         with console.status(f"vectors: drawing {vectors.count:,}"), work.timed("draw"):
             drawn, facts = _task(

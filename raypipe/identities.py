@@ -67,6 +67,46 @@ class CleanEvidence:
 
 
 @dataclass(kw_only=True)
+class Verdict:
+    """What one expert said of one image.
+
+    Attributes:
+        image_id: of the identity.
+        expert: its name, or "combined" for what became of all of them.
+        outlier: probability in [0, 1] that the image shows somebody else.
+        reason: in the words of the expert, where it gives one.
+    """
+
+    image_id: str
+    expert: str
+    outlier: float
+    reason: str | None = None
+
+
+@dataclass(kw_only=True)
+class JudgeEvidence:
+    """What the experts of the judging job said of the identity.
+
+    Attributes:
+        asked: why the vision model was asked: "all", "unsure" or "audit"; None: it was not.
+        sheets: images of its faces that the vision model was shown.
+        problem: why the vision model did not judge it, or only a part of it.
+        restored: images that `clean` had taken out, and the experts together did not.
+        verdicts: in the order of the images, and of the experts for each.
+    """
+
+    asked: str | None = None
+    sheets: int = 0
+    problem: str | None = None
+    restored: list[str] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Parquet hands out a struct as a dictionary.
+        self.verdicts = [v if isinstance(v, Verdict) else Verdict(**v) for v in self.verdicts]
+
+
+@dataclass(kw_only=True)
 class ScreenEvidence:
     """What the screening job measured: the nearest gallery face and the nearest other identity.
 
@@ -164,6 +204,7 @@ class Identity:
     rejected: str | None = None
     seed: SeedEvidence | None = None
     clean: CleanEvidence | None = None
+    judge: JudgeEvidence | None = None
     screen: ScreenEvidence | None = None
     expand: ExpandEvidence | None = None
 
@@ -224,6 +265,27 @@ _CLEAN = pa.struct(
         ("duplicate_threshold", pa.float64()),
     ]
 )
+_JUDGE = pa.struct(
+    [
+        ("asked", pa.string()),
+        ("sheets", pa.int32()),
+        ("problem", pa.string()),
+        ("restored", pa.list_(pa.string())),
+        (
+            "verdicts",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("image_id", pa.string()),
+                        ("expert", pa.string()),
+                        ("outlier", pa.float64()),
+                        ("reason", pa.string()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
 SCREEN = pa.struct(
     [
         ("gallery", pa.string()),
@@ -253,6 +315,7 @@ SCHEMA = pa.schema(
         ("rejected", pa.string()),
         ("seed", _SEED),
         ("clean", _CLEAN),
+        ("judge", _JUDGE),
         ("screen", SCREEN),
         ("expand", _EXPAND),
         ("digest", pa.binary(32)),
@@ -262,6 +325,7 @@ HEADS = ["identity_id", "index", "source", "rejected"]
 _EVIDENCE: dict[str, type] = {
     "seed": SeedEvidence,
     "clean": CleanEvidence,
+    "judge": JudgeEvidence,
     "screen": ScreenEvidence,
     "expand": ExpandEvidence,
 }

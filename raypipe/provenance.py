@@ -24,7 +24,7 @@ def manifests(config: Build) -> dict[str, Manifest]:
     """Those of the finished jobs before assemble, by their folders in the workspace."""
     galleries = [f"screen/galleries/{gallery.name}" for gallery in config.screen.galleries]
     inner = [f"{gallery}/{job}" for gallery in galleries for job in ("ingest", "embed")]
-    names = ["sample", "ingest", "embed", "clean"]
+    names = ["sample", "ingest", "embed", "clean", *(["judge"] if config.judge else [])]
     names += [job for job in _ADDED if config.has(job)]
     names += [*inner, "screen"]
     names += ["expand"] if config.expand else []

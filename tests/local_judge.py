@@ -2,11 +2,12 @@
 
 It sees: it cuts the sheet into its faces and looks each one up among the faces that it was told the
 truth about. How it errs and fails is drawn from what is asked, so it does not depend on the order
-of the calls.
+of the calls. It takes chat completions and batches of them.
 """
 
 import base64
 import contextlib
+import email
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import regex
@@ -34,13 +36,21 @@ class Behaviour:
     Attributes:
         wrong: chance that it says the opposite of the truth about a face.
         faults: kind of fault to the chance that an attempt ends in it.
-        delay: seconds until it answers.
+        delay: seconds until it answers a call.
+        polls: how often a batch is said to be in progress.
+        expired: share of a batch's requests that are not reached before it expires.
+        refusal: why batches fail their validation; none: they do not.
+        creations: statuses of the next creations of batches; 0: made, and the answer is lost.
         face, columns: layout of the sheets.
     """
 
     wrong: float = 0.0
     faults: dict[str, float] = field(default_factory=dict)
     delay: float = 0.0
+    polls: int = 0
+    expired: float = 0.0
+    refusal: str | None = None
+    creations: list[int] = field(default_factory=list)
     face: int = 85
     columns: int = 6
 
@@ -56,6 +66,8 @@ class LocalJudge:
         answered: how often each question was answered well, by the digest of the request.
         tokens: sent and received, as billed.
         headers: authorisation of all requests.
+        files: what was uploaded and what batches brought, by id.
+        batches: as their creator sees them, by id; the oldest first.
     """
 
     def __init__(
@@ -70,6 +82,9 @@ class LocalJudge:
         self.faults: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.headers: set[str] = set()
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self._polls: Counter[str] = Counter()
         self.largest = self._open = 0
 
     def __enter__(self) -> "LocalJudge":
@@ -80,6 +95,8 @@ class LocalJudge:
 
             def do_POST(self) -> None:
                 judge._serve(self)
+
+            do_GET = do_POST  # noqa: N815
 
             def log_message(self, *_: Any) -> None:
                 """Quiet."""
@@ -101,7 +118,7 @@ class LocalJudge:
         return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
-        raw = handler.rfile.read(int(handler.headers["Content-Length"]))
+        raw = handler.rfile.read(int(handler.headers["Content-Length"] or 0))
         with self._lock:
             self.headers.add(handler.headers.get("Authorization", ""))
             self._open += 1
@@ -115,18 +132,31 @@ class LocalJudge:
     def _answer(self, handler: BaseHTTPRequestHandler, raw: bytes) -> None:
         if handler.headers.get("Authorization") != f"Bearer {KEY}":
             return _send(handler, 401, {"error": {"message": "wrong key"}})
-        if handler.path != "/v1/chat/completions":
-            return _send(handler, 404, {"error": {"message": "no such path"}})
+        address = urlsplit(handler.path)
+        match handler.command, *address.path.removeprefix("/v1/").split("/"):
+            case "POST", "chat", "completions":
+                return self._chat(handler, raw)
+            case "POST", "files":
+                return _send(handler, 200, self._upload(handler.headers["Content-Type"], raw))
+            case "GET", "files", name, "content" if name in self.files:
+                return _send(handler, 200, self.files[name])
+            case "POST", "batches":
+                status = self.behaviour.creations.pop(0) if self.behaviour.creations else 200
+                if status >= 400:
+                    return _send(handler, status, {"error": {"message": "not now"}})
+                batch = self._create(json.loads(raw))
+                handler.close_connection = not status
+                return _send(handler, 200, batch) if status else None
+            case "GET", "batches":
+                return _send(handler, 200, self._list(parse_qs(address.query)))
+            case "GET", "batches", name if name in self.batches:
+                return _send(handler, 200, self._look(name))
+        return _send(handler, 404, {"error": {"message": "no such path"}})
+
+    def _chat(self, handler: BaseHTTPRequestHandler, raw: bytes) -> None:
         digest = hashlib.sha256(raw).hexdigest()
-        with self._lock:
-            attempt = self._attempts[digest]
-            self._attempts[digest] += 1
-        fault = self._fault(digest, attempt)
-        if fault:
-            with self._lock:
-                self.faults[fault] += 1
+        fault = self._draw(digest)
         time.sleep(self.behaviour.delay)
-        body = json.loads(raw)
         if fault == "429":
             return _send(
                 handler, 429, {"error": {"message": "slow down"}}, {"retry-after-ms": "50"}
@@ -137,6 +167,10 @@ class LocalJudge:
             time.sleep(3)
             handler.close_connection = True
             return None
+        answer = self._complete(json.loads(raw), digest, fault)
+        return _send(handler, 200, answer, cut=fault == "truncated")
+
+    def _complete(self, body: dict[str, Any], digest: str, fault: str | None) -> dict[str, Any]:
         content, refusal, reason = self._judge(body), None, "stop"
         if fault == "malformed":
             content, reason = content[: len(content) // 2], "length"
@@ -151,7 +185,7 @@ class LocalJudge:
             self.tokens["sent"] += usage["prompt_tokens"]
             self.tokens["received"] += usage["completion_tokens"]
             self.answered[digest] += fault not in FAULTS
-        answer = {
+        return {
             "id": "chatcmpl-local",
             "object": "chat.completion",
             "created": 0,
@@ -165,7 +199,108 @@ class LocalJudge:
             ],
             "usage": {**usage, "total_tokens": sum(usage.values())},
         }
-        return _send(handler, 200, answer, cut=fault == "truncated")
+
+    def _upload(self, kind: str, raw: bytes) -> dict[str, Any]:
+        form = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + raw)
+        parts = {
+            part.get_param("name", header="content-disposition"): part
+            for part in form.get_payload()
+        }
+        data = parts["file"].get_payload(decode=True)
+        return {
+            "id": self._store(data),
+            "object": "file",
+            "bytes": len(data),
+            "created_at": int(time.time()),
+            "filename": parts["file"].get_filename(),
+            "purpose": parts["purpose"].get_payload(),
+            "status": "processed",
+        }
+
+    def _store(self, data: bytes) -> str:
+        with self._lock:
+            name = f"file-{len(self.files)}"
+            self.files[name] = data
+        return name
+
+    def _create(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        lines = self.files[wanted["input_file_id"]].splitlines()
+        why = self.behaviour.refusal
+        with self._lock:
+            name = f"batch_{len(self.batches)}"
+            batch = self.batches[name] = {
+                **wanted,
+                "id": name,
+                "object": "batch",
+                "created_at": int(time.time()),
+                "status": "failed" if why else "in_progress",
+                "errors": {"object": "list", "data": [{"code": "invalid", "message": why}]}
+                if why
+                else None,
+                "output_file_id": None,
+                "error_file_id": None,
+                "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
+            }
+        if not why:
+            threading.Thread(target=self._work, args=(batch, lines), daemon=True).start()
+        return batch
+
+    def _list(self, query: dict[str, list[str]]) -> dict[str, Any]:
+        """The newest first, `limit` at a time."""
+        names = list(reversed(self.batches))
+        first = names.index(query["after"][0]) + 1 if "after" in query else 0
+        last = first + int(query["limit"][0])
+        data = [self.batches[name] for name in names[first:last]]
+        return {"object": "list", "data": data, "has_more": last < len(names)}
+
+    def _look(self, name: str) -> dict[str, Any]:
+        with self._lock:
+            self._polls[name] += 1
+            early = self._polls[name] <= self.behaviour.polls
+        batch = self.batches[name]
+        return {**batch, "status": "in_progress"} if early and not batch["errors"] else batch
+
+    def _work(self, batch: dict[str, Any], lines: list[bytes]) -> None:
+        """Answers the requests of a batch, the last one first."""
+        good, bad = [{"custom_id": "never-asked", "response": None, "error": None}], []
+        cut = []
+        late = round(self.behaviour.expired * len(lines))
+        for k, line in reversed(list(enumerate(map(json.loads, lines)))):
+            back = {"id": f"batch_req_{k}", "custom_id": line["custom_id"], "error": None}
+            if k < late:
+                error = {"code": "batch_expired", "message": "not reached before it expired"}
+                bad.append({**back, "response": None, "error": error})
+                continue
+            digest = hashlib.sha256(json.dumps(line["body"]).encode()).hexdigest()
+            fault = self._draw(digest)
+            if fault == "timeout":
+                error = {"code": "request_timeout", "message": "no answer in time"}
+                bad.append({**back, "response": None, "error": error})
+            elif fault in ("429", "500"):
+                body = {"error": {"message": "oops"}}
+                place = bad if fault == "429" else good
+                place.append({**back, "response": {"status_code": int(fault), "body": body}})
+            else:
+                body = self._complete(line["body"], digest, fault)
+                place = cut if fault == "truncated" else good
+                place.append({**back, "response": {"status_code": 200, "body": body}})
+        files = [[*map(_dump, good), *(_dump(line)[:80] for line in cut)], list(map(_dump, bad))]
+        output, errors = (self._store(b"\n".join(file) + b"\n") if file else None for file in files)
+        counts = {"total": len(lines), "completed": len(good) - 1, "failed": len(bad)}
+        ended = {"status": "expired" if late else "completed", "request_counts": counts}
+        with self._lock:
+            batch |= {**ended, "output_file_id": output, "error_file_id": errors}
+
+    def _draw(self, digest: str) -> str | None:
+        """The fault that the next attempt at a question ends in; it is counted."""
+        with self._lock:
+            attempt = self._attempts[digest]
+            self._attempts[digest] += 1
+        fault = self._fault(digest, attempt)
+        if fault:
+            with self._lock:
+                self.faults[fault] += 1
+        return fault
 
     def _fault(self, digest: str, attempt: int) -> str | None:
         drawn = np.random.default_rng(int(digest[:12], 16) + attempt).random()
@@ -231,19 +366,24 @@ _CUT = regex.compile(
 )
 
 
+def _dump(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode()
+
+
 def _send(
     handler: BaseHTTPRequestHandler,
     status: int,
-    body: dict[str, Any],
+    body: dict[str, Any] | bytes,
     headers: dict[str, str] | None = None,
     *,
     cut: bool = False,
 ) -> None:
-    data = json.dumps(body).encode()
+    data = body if isinstance(body, bytes) else _dump(body)
     handler.send_response(status)
     for name, value in (headers or {}).items():
         handler.send_header(name, value)
-    handler.send_header("Content-Type", "application/json")
+    kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+    handler.send_header("Content-Type", kind)
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -85,8 +85,13 @@ def duplicate_limit(genuine: np.ndarray, impostor: np.ndarray, population: int) 
         impostor: int (BINS,) histogram of cosines of the centres of two identities.
         population: identities that are compared with each other.
     """
-    laws = [
+    return decision(*laws(genuine, impostor), 0.01 / population)
+
+
+def laws(genuine: np.ndarray, impostor: np.ndarray) -> tuple[NormalDist, NormalDist]:
+    """Laws of Fisher's z of genuine and of impostor similarities, from their histograms."""
+    one, two = (
         _law(np.concatenate([[0], counts.cumsum()]) / max(counts.sum(), 1), level)
         for counts, level in ((genuine, 0.05), (impostor, 0.95))
-    ]
-    return decision(laws[0], laws[1], 0.01 / population)
+    )
+    return one, two

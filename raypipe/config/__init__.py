@@ -18,6 +18,7 @@ from raypipe.config.evaluate import EvaluateConfig
 from raypipe.config.expand import ExpandConfig
 from raypipe.config.generator import GeneratorConfig
 from raypipe.config.ingest import IngestConfig
+from raypipe.config.judge import JudgeConfig
 from raypipe.config.report import ReportConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.config.screen import ScreenConfig
@@ -58,6 +59,7 @@ class Build(Settings):
     ingest: IngestConfig = Field(description="where the base set is")
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
+    judge: JudgeConfig | None = Field(None, description="ask further experts about the cleaned set")
     vectors: VectorsConfig | None = Field(None, description="draw vectors of new people")
     seeds: SeedsConfig | None = Field(None, description="draw references of new people")
     screen: ScreenConfig = ScreenConfig()
@@ -70,6 +72,11 @@ class Build(Settings):
     diffusion: DiffusionTrainingConfig = DiffusionTrainingConfig()
     generator: GeneratorConfig = GeneratorConfig()
     estimator: EstimatorConfig = EstimatorConfig()
+
+    @property
+    def cleaned(self) -> str:
+        """The job whose result is the cleaned base set."""
+        return "judge" if self.judge else "clean"
 
     def has(self, job: str) -> bool:
         """Whether there is a part for a job that may be left out."""

@@ -1,11 +1,13 @@
-"""Configuration of the vision model that looks at identities."""
+"""Configuration of the judging job: the experts, and the vision model among them."""
 
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raypipe.config.base import Pool, Settings
+from raypipe.config.embed import EmbedderConfig
+from raypipe.judging.experts import NAMES
 
 
 class SheetConfig(Settings):
@@ -48,14 +50,64 @@ class PriceConfig(Settings):
     image_tile: int = Field(170, ge=0, description="tokens of a tile of 512×512; 170 for gpt-4o")
 
 
+class QualityConfig(Settings):
+    """Below which quality a face is not worth keeping."""
+
+    estimator: str = Field(
+        "raypipe.estimators:face_quality",
+        pattern=r"^[\w.]+:\w+$",
+        description='"module:function", as for the attributes of expand, such as '
+        "raypipe.estimators:magface",
+    )
+    weights: str | None = Field(None, description="file that the function gets")
+    lowest: float = Field(-1.0, description="quality that a face needs, in the estimator's unit")
+
+
 class JudgeConfig(Settings):
-    """Asks a vision model which faces of an identity show somebody else."""
+    """Combines experts on which faces of an identity show somebody else; a vision model can be one
+    of them."""
 
     kind: Literal["none", "openai"] = Field(
         "none",
         description="none: nothing leaves the machine; openai: a service that speaks OpenAI's "
         "protocol, such as OpenAI itself or vLLM",
     )
+    experts: list[str] = Field(
+        ["clustering", "vision"],
+        min_length=1,
+        description=f"of {', '.join(NAMES)}: what `clean` found, a second embedder, quality, the "
+        "vision model (where kind is not none)",
+    )
+    fusion: Literal["weights", "any", "all", "majority"] = Field(
+        "weights",
+        description="weights: by how often each expert errs, estimated from all verdicts (Dawid "
+        "and Skene); any, all, majority: by the votes of those that were asked",
+    )
+    sample_identities: int = Field(
+        2000, ge=2, description="identities that the weights are estimated on"
+    )
+    ask: Literal["all", "unsure", "audit"] = Field(
+        "all",
+        description="whose faces the vision model sees. all: everybody's; unsure: of identities "
+        "with an image of which clustering is unsure, and of a random share of the others; audit: "
+        "of that share alone",
+    )
+    margin: float = Field(
+        0.02,
+        gt=0,
+        lt=0.5,
+        description="unsure: the probability that an image shows somebody else lies between this "
+        "and 1 less this",
+    )
+    audit: float = Field(0.02, ge=0, le=1, description="random share of the identities")
+    second: EmbedderConfig | None = Field(None, description="embedder of the expert `embedder`")
+    quality: QualityConfig = QualityConfig()
+    mode: Literal["calls", "batch"] = Field(
+        "calls",
+        description="calls: answers within seconds; batch: by the Batch API, within a day and at "
+        "half the price",
+    )
+    poll_seconds: float = Field(30.0, gt=0, description="batch: between two looks")
     base_url: str = Field("https://api.openai.com/v1", description="address of the service")
     endpoints: list[str] = Field(
         ["api.openai.com"],
@@ -95,6 +147,31 @@ class JudgeConfig(Settings):
         Pool(batch_size=256),
         description="actors that ask; each has its part of concurrency and limits",
     )
+
+    @property
+    def panel(self) -> list[str]:
+        """The experts that speak, in their order."""
+        return [name for name in self.experts if name != "vision" or self.kind != "none"]
+
+    @field_validator("experts")
+    @classmethod
+    def _experts_are_known(cls, experts: list[str]) -> list[str]:
+        for name in experts:
+            if name not in NAMES:
+                raise ValueError(f"no expert {name!r}; there are {', '.join(NAMES)}")
+        if len(set(experts)) < len(experts):
+            raise ValueError("an expert is named twice")
+        return experts
+
+    @model_validator(mode="after")
+    def _panel_can_speak(self) -> "JudgeConfig":
+        if not self.panel:
+            raise ValueError("experts: none is left where kind is none; name one beside vision")
+        if ("embedder" in self.experts) != (self.second is not None):
+            raise ValueError("second: the embedder of the expert `embedder`; name both or neither")
+        if self.kind != "none" and "vision" not in self.experts:
+            raise ValueError(f"experts: vision is missing, and kind is {self.kind!r}")
+        return self
 
     @model_validator(mode="after")
     def _endpoint_is_allowed(self) -> "JudgeConfig":

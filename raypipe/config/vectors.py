@@ -17,11 +17,11 @@ class VectorsConfig(Settings):
         "set's class means; gaussian: one normal law for all dimensions, with their mean and "
         "variance, for features around the origin as those of ArcFace networks are",
     )
-    source: str = Field(
-        "clean",
+    source: str | None = Field(
+        None,
         min_length=1,
         description="job whose face set the law is fitted on: a folder of the workspace with "
-        "embeddings of the network that the generator was trained with",
+        "embeddings of the network that the generator was trained with; none: the cleaned base set",
     )
     ceiling: float = Field(
         0.3,

@@ -5,11 +5,16 @@ A file for each question, written after every call that cost something, before t
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raypipe import storage
+from raypipe.config.judge import PriceConfig
 from raypipe.errors import UserError
+from raypipe.judging.tokens import price
+
+_READERS = 32  # an object store takes its time for each file
 
 
 @dataclass(kw_only=True)
@@ -75,9 +80,18 @@ class Answers:
         storage.write_json(self._path(key), asdict(record))
 
     def __iter__(self) -> Iterator[Record]:
-        for entry in storage.listdir(self.root, recursive=True):
-            if entry.path.endswith(".json"):
-                yield _parse(entry.path)
+        found = storage.listdir(self.root, recursive=True) if storage.exists(self.root) else []
+        # By what they are called, not all JSON: batches keep notes here too.
+        paths = [entry.path for entry in found if len(entry.name) == len(f"{'0' * 64}.json")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(_parse, paths)
+
+    def spent(self, prices: PriceConfig) -> float:
+        """Dollars that all answers cost."""
+        tokens = self.totals().tokens
+        return price(tokens["sent"], tokens["received"], prices) + price(
+            tokens["batch_sent"], tokens["batch_received"], prices, batch=True
+        )
 
     def totals(self) -> Totals:
         """Sums over all records."""

@@ -93,7 +93,8 @@ def expected_tokens(config: JudgeConfig, question: Question, sheet: Sheet) -> in
 
 
 class Client:
-    """Asks with bounded concurrency, within the limits of the service and a budget.
+    """Asks with bounded concurrency, within the limits of the service and a budget; in mode `batch`
+    it knows what the batches brought, and asks nothing.
 
     Retries of 429, 5xx and lost connections, with the pauses that the service asks for, are the
     `openai` client's own. An answer that is not well formed is asked for again. What was paid for
@@ -134,6 +135,8 @@ class Client:
         key = self.question.key(sheet, self.config.model)
         record = await asyncio.to_thread(self.answers.find, key)
         paid = False
+        if self.config.mode == "batch" and record.text is None:
+            return Opinion(problem=record.problem or "no batch brought an answer")
         while record.text is None and record.asked < self.config.asks:
             async with self._free:
                 problem = await self._call(key, sheet, record)

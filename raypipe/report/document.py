@@ -7,6 +7,7 @@ from raypipe.report.sections import (
     cleaning,
     curriculum,
     expansion,
+    judging,
     leakage,
     provenance,
     seeds,
@@ -38,9 +39,10 @@ def document(root: str, config: ReportConfig) -> str:
     # The leaked faces come first in the album: a large set must not crowd them out.
     leaks = leakage.section(workspace, config, album, screened)
     new = [seeds.section(workspace, album), expansion.section(workspace, album)]
+    cleaned = [cleaning.section(workspace, config, album), judging.section(workspace, album)]
     sections = [
         summary.section(workspace, screened),
-        cleaning.section(workspace, config, album),
+        *(section for section in cleaned if section),
         similarity.section(workspace),
         leaks,
         *(section for section in new if section),

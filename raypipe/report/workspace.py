@@ -8,10 +8,10 @@ from raypipe.manifest import Manifest, read_manifest
 
 # In the order of a build; the folder of a job has its name.
 JOBS = (
-    *("sample", "ingest", "embed", "clean", "vectors", "seed", "screen", "expand"),
+    *("sample", "ingest", "embed", "clean", "judge", "vectors", "seed", "screen", "expand"),
     *("assemble", "train", "evaluate"),
 )
-OPTIONAL = frozenset({"sample", "vectors", "seed", "expand"})  # where there is their part
+OPTIONAL = frozenset({"sample", "judge", "vectors", "seed", "expand"})  # where there is their part
 
 
 class Workspace:

@@ -10,7 +10,7 @@ from raypipe.report.workspace import JOBS, OPTIONAL, Workspace
 
 ANCHOR, TITLE = "provenance", "Provenance"
 # Face sets; the last before assembly comes first.
-LATEST = ("expand", "screen", "clean", "embed", "ingest")
+LATEST = ("expand", "screen", "judge", "clean", "embed", "ingest")
 
 
 def conserved(counts: dict[str, Any]) -> bool:

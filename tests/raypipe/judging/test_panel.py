@@ -1,0 +1,187 @@
+"""Experts that say what the test tells them, on rows with features that leave no doubt, or some."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from raypipe.cleaning.calibration import Calibration, calibrate
+from raypipe.cleaning.marking import mark
+from raypipe.config.clean import CleanConfig
+from raypipe.config.judge import JudgeConfig
+from raypipe.identities import Identity, Image, from_table, row_digest, to_table
+from raypipe.images import encode_png
+from raypipe.judging import fusion
+from raypipe.judging.doubt import doubts, open_case
+from raypipe.judging.experts import NAMES, Case, Expert, View, calibrated
+from raypipe.judging.panel import Panel
+
+IMAGES, DIMENSIONS = 8, 16
+STRANGER = 3  # place of the image of somebody else
+
+
+def person(seed: int) -> Identity:
+    """Eight noise pictures; features around a centre, but for one."""
+    rng = np.random.default_rng(seed)
+    centre = rng.standard_normal(DIMENSIONS)
+    images = []
+    for place in range(IMAGES):
+        vector = centre + 0.3 * rng.standard_normal(DIMENSIONS)
+        if place == STRANGER:
+            vector = rng.standard_normal(DIMENSIONS)
+        data = encode_png(rng.integers(0, 255, (32, 32, 3), np.uint8))
+        images.append(
+            Image(
+                image_id=f"{place}", data=data, source="made", embedding=vector.astype(np.float32)
+            )
+        )
+    return Identity(identity_id=f"p{seed}", index=seed, source="base", images=images)
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    people = [person(seed) for seed in range(60)]
+    sample = [(p.identity_id, np.stack([i.embedding for i in p.images])) for p in people]
+    return calibrate(sample, seed=0, population=len(sample))
+
+
+@pytest.fixture
+def cleaned(calibration: Calibration) -> Identity:
+    found = person(1)
+    mark(found, CleanConfig(), calibration, {})
+    assert [i.image_id for i in found.images if i.rejected] == [f"{STRANGER}"]
+    return found
+
+
+def says(*outliers: int, problem: str | None = None) -> Expert:
+    """An expert that names places of images."""
+
+    def opinions(cases: Sequence[Case]) -> list[View]:
+        found = []
+        for case in cases:
+            outlier = np.isin([int(i.image_id) for i in case.images], outliers) * 0.9
+            if problem:
+                outlier = np.full(len(case.images), np.nan)
+            found.append(View(outlier=outlier, reasons={0: "because"}, problem=problem, sheets=1))
+        return found
+
+    return opinions
+
+
+def panel(calibration: Calibration | None, experts: list[Expert], fusion: str) -> Panel:
+    names = ["clustering", "quality", "vision"][: len(experts)]
+    local = {"base_url": "http://127.0.0.1/v1", "endpoints": ["127.0.0.1"]}
+    vision = {"kind": "openai", **local} if "vision" in names else {}
+    config = JudgeConfig(experts=names, fusion=fusion, **vision)
+    return Panel(config, experts, calibration, near_duplicate=0.995, seed=0)
+
+
+def out(identity: Identity) -> dict[str, str]:
+    return {i.image_id: i.rejected for i in identity.images if i.rejected}
+
+
+def test_the_doubt_is_on_the_side_of_the_rule(cleaned: Identity, calibration: Calibration) -> None:
+    case = open_case(cleaned, JudgeConfig(), calibration, 0)
+    assert case is not None and case.asked is None
+    assert (np.flatnonzero(case.doubt >= 0.5) == [STRANGER]).all()
+    kept = np.array([True, True, False])
+    found = doubts(np.array([0.9, -0.2, 0.95]), kept, calibration)
+    assert found[0] < 0.01 and found[1] == 0.499 and found[2] == 0.501
+
+
+def test_less_similar_is_more_doubtful(calibration: Calibration) -> None:
+    similarity = np.linspace(-0.5, 0.9, 30)
+    found = doubts(similarity, similarity > 0.3, calibration)
+    assert (np.diff(found) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("any", {"3": "clean:other_person", "5": "judge:other_person", "6": "judge:other_person"}),
+        ("all", {}),
+        ("majority", {"5": "judge:other_person"}),
+    ],
+)
+def test_rules_take_out_and_restore(
+    cleaned: Identity, calibration: Calibration, rule: str, expected: dict[str, str]
+) -> None:
+    """Clustering names 3, the second names 5, the third 5 and 6."""
+    experts = [says(3), says(5), says(5, 6)]
+    panel(calibration, experts, rule).judge([cleaned], None)
+    assert out(cleaned) == expected
+    assert cleaned.judge is not None
+    assert cleaned.judge.restored == ([] if "3" in expected else ["3"])
+    assert len(cleaned.judge.verdicts) == IMAGES * 4
+    named = {v.image_id for v in cleaned.judge.verdicts if v.expert == "combined" and v.outlier}
+    assert named == expected.keys()
+    assert next(v.reason for v in cleaned.judge.verdicts if v.expert == "vision") == "because"
+
+
+def test_weights_follow_the_rates(cleaned: Identity, calibration: Calibration) -> None:
+    good, bad = [0.01, 0.01, 0.49, 0.49], [0.49, 0.49, 0.01, 0.01]
+    deaf = [0.25] * 4
+    rates = fusion.Rates(
+        outliers=0.2,
+        calibrated=[False] * 3,
+        of_outliers=np.array([deaf, deaf, good]),
+        of_others=np.array([deaf, deaf, bad]),
+    )
+    panel(calibration, [says(3), says(5), says(6)], "weights").judge([cleaned], rates)
+    assert out(cleaned) == {"6": "judge:other_person"}
+
+
+def test_a_restored_copy_gives_way(cleaned: Identity, calibration: Calibration) -> None:
+    cleaned.images[STRANGER].data = cleaned.images[STRANGER + 1].data
+    panel(calibration, [says(), says()], "any").judge([cleaned], None)
+    assert out(cleaned) == {f"{STRANGER}": "judge:near_duplicate"}
+
+
+def test_what_is_left_must_agree(calibration: Calibration) -> None:
+    """Five images of one person and four of another."""
+    one, two = person(1), person(5)
+    images = [*one.images[4:], one.images[0], *two.images[4:]]
+    for place, image in enumerate(images):
+        image.image_id = f"{place}"
+    both = Identity(identity_id="x", index=0, source="base", images=images)
+    mark(both, CleanConfig(), calibration, {})
+    assert out(both).keys() == {"5", "6", "7", "8"}
+    # The four are restored, one of the others is taken out: those kept before are still one person.
+    panel(calibration, [says(0), says(0)], "any").judge([both], None)
+    assert out(both) == {"0": "judge:other_person"}
+    everything = [says(*range(9)), says(*range(9))]
+    panel(calibration, everything, "all").judge([both], None)
+    assert both.rejected == "judge:inconsistent"
+
+
+def test_silence_is_no_vote_and_is_written_down(
+    cleaned: Identity, calibration: Calibration
+) -> None:
+    before = out(cleaned)
+    experts = [says(3), says(3), says(1, 2, problem="status 500 from the service")]
+    panel(calibration, experts, "majority").judge([cleaned], None)
+    assert out(cleaned) == before
+    assert cleaned.judge is not None and cleaned.judge.problem == "status 500 from the service"
+    assert not any(v.expert == "vision" for v in cleaned.judge.verdicts)
+
+
+def test_what_was_refused_before_is_not_judged(calibration: Calibration) -> None:
+    refused, single = person(1), person(2)
+    refused.rejected = "clean:duplicate_identity"
+    for image in single.images[1:]:
+        image.rejected = "ingest:corrupt"
+    panel(calibration, [says()], "any").judge([refused, single], None)
+    assert refused.judge is None and single.judge is None
+
+
+def test_evidence_goes_through_arrow(cleaned: Identity, calibration: Calibration) -> None:
+    panel(calibration, [says(3), says(5)], "any").judge([cleaned], None)
+    (again,) = from_table(to_table([cleaned]))
+    assert again.judge == cleaned.judge
+    assert row_digest(again) == row_digest(cleaned)
+
+
+def test_every_expert_is_a_file_and_says_whether_it_is_calibrated() -> None:
+    assert NAMES == ("clustering", "embedder", "quality", "vision")
+    assert calibrated(NAMES, ["calibration", "second"]) == [True, True, False, False]
+    assert calibrated(NAMES, []) == [False] * 4
