@@ -19,8 +19,9 @@ browser:
 	@command -v chromium >/dev/null || (SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 		$$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium)
 
+# A local judge that knows the planted truth stands in for a paid vision model.
 demo: setup
-	$(BIN)/raypipe build configs/demo.yaml
+	$(BIN)/python tests/demo_judge.py configs/demo.yaml
 
 test: setup browser lint test-fast test-slow
 

@@ -6,16 +6,19 @@ The service is the local judge of the tests, on loopback: it sees the sheets, an
 set rates. `fusion`: 200 people of the shipped DCGAN, 12 images each, 8 % of them strangers; the
 clustering expert is the cleaning job's on dlib features; the judge is wrong about 10 % of the faces
 and 20 % of its answers are faults (429, 500, cut off, malformed, refused). Five seeds. `speed`:
-1,000 sheets at a delay of 1 s and 64 calls at a time, against 1,000 / 64 s; memory of the client
-before and after. `tokens`: planned against counted by the judge.
+1,000 identities at a delay of 1 s and 64 calls at a time, against 1,000 / 64 s; memory of the
+process before and after. `tokens`: planned against counted by the judge.
 """
 
 import asyncio
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +35,13 @@ from raypipe.cleaning.cluster import calibrated_cluster
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.judge import JudgeConfig, SheetConfig
 from raypipe.embedders import open_embedder
+from raypipe.identities import Identity, Image
+from raypipe.images import encode_jpeg
 from raypipe.judging import fusion, sheets
 from raypipe.judging.answers import Answers
 from raypipe.judging.client import Client, Opinion, expected_tokens
 from raypipe.judging.doubt import doubts
+from raypipe.judging.experts import Case, Tools, open_experts
 from raypipe.judging.purse import Purse
 from raypipe.judging.question import Question
 from raypipe.judging.sheets import Sheet
@@ -107,8 +113,8 @@ async def ask_all(config: JudgeConfig, pictures: list[Sheet], folder: str) -> li
     return found
 
 
-def configured(judge: LocalJudge, **changes: object) -> JudgeConfig:
-    values = {"base_url": judge.base_url, "endpoints": ["127.0.0.1"], "concurrency": CONCURRENCY}
+def configured(base_url: str, **changes: object) -> JudgeConfig:
+    values = {"base_url": base_url, "endpoints": ["127.0.0.1"], "concurrency": CONCURRENCY}
     limits = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}
     return JudgeConfig(kind="openai", **values, **limits, **changes)
 
@@ -130,7 +136,7 @@ def fuse() -> None:
         behaviour = Behaviour(wrong=WRONG, faults=FAULTS)
         with LocalJudge(list(faces), truth.tolist(), behaviour) as judge:
             with tempfile.TemporaryDirectory() as folder:
-                opinions = asyncio.run(ask_all(configured(judge), pictures, folder))
+                opinions = asyncio.run(ask_all(configured(judge.base_url), pictures, folder))
         seen = np.full(len(faces), np.nan)
         for place, opinion in zip(parts, opinions, strict=True):
             if opinion.answer is not None:
@@ -154,24 +160,67 @@ def fuse() -> None:
         )
 
 
-def speed() -> None:
-    rng = np.random.default_rng(0)
-    faces = [np.full((112, 112, 3), rng.integers(0, 255, 3), np.uint8) for _ in range(IMAGES)]
-    (sheet,) = sheets.draw(faces, SheetConfig(), range(IMAGES))
-    pictures = [replace(sheet, data=sheet.data + bytes([k // 256, k % 256])) for k in range(CALLS)]
+def serve(faces: np.ndarray, pipe: Connection) -> None:
+    with LocalJudge(list(faces), [False] * len(faces), Behaviour(delay=DELAY)) as judge:
+        pipe.send(judge.base_url)
+        pipe.recv()
+
+
+@contextmanager
+def slow_service(faces: np.ndarray) -> Iterator[str]:
+    """The local judge in a process of its own; its address."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(faces, there), daemon=True)
+    process.start()
+    yield here.recv()
+    here.send(None)
+    process.join()
+
+
+def speed(faces: np.ndarray) -> None:
+    """Through the expert, as an actor of the job calls it: 256 identities at a time, sheets drawn
+    on the way."""
+    rng = generator(0, "judge", stream="speed")
+    encoded = [encode_jpeg(face) for face in faces]
+    cases = []
+    for number in range(CALLS + CONCURRENCY):
+        chosen = rng.choice(len(encoded), IMAGES, replace=False)
+        images = [Image(image_id=f"{k}", data=encoded[k], source="made") for k in chosen]
+        identity = Identity(identity_id=f"{number}", index=number, source="base", images=images)
+        doubt = np.zeros(IMAGES)
+        cases.append(Case(identity=identity, images=images, doubt=doubt, asked="all"))
+
+    async def allow(_: float) -> bool:
+        return True
+
+    async def note(_: float, __: float) -> None:
+        pass
+
     process = psutil.Process()
-    with LocalJudge(faces, [False] * IMAGES, Behaviour(delay=DELAY)) as judge:
+    with slow_service(faces) as base_url:
         with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(ask_all(configured(judge), pictures[:CONCURRENCY], folder + "/warm"))
+            config = configured(base_url, experts=["vision"], answers=folder)
+            tools = Tools(
+                config=config,
+                calibration=None,
+                second=None,
+                share=1.0,
+                reserve=allow,
+                settle=note,
+            )
+            (expert,) = open_experts(tools)
+            expert(cases[:CONCURRENCY])  # connections, imports
             before = process.memory_info().rss
             start = time.perf_counter()
-            asyncio.run(ask_all(configured(judge), pictures, folder))
+            for i in range(CONCURRENCY, len(cases), config.pool.batch_size):
+                expert(cases[i : i + config.pool.batch_size])
             seconds = time.perf_counter() - start
             memory = (process.memory_info().rss - before) / 2**20
     least = CALLS * DELAY / CONCURRENCY
     print(
-        f"\n{CALLS} sheets, {DELAY:g} s each, {CONCURRENCY} at a time: {seconds:.1f} s, "
-        f"{seconds / least:.2f} times {least:.1f} s; {memory:.0f} MiB more (server included)"
+        f"\n{CALLS} identities, {DELAY:g} s a call, {CONCURRENCY} at a time: {seconds:.1f} s, "
+        f"{seconds / least:.2f} times {least:.1f} s; {memory:.0f} MiB more"
     )
 
 
@@ -185,7 +234,7 @@ def planned() -> None:
     ]
     question = Question.load(None)
     with LocalJudge(list(faces), truth.tolist()) as judge, tempfile.TemporaryDirectory() as folder:
-        config = configured(judge)
+        config = configured(judge.base_url)
         expected = sum(expected_tokens(config, question, sheet) for sheet in pictures)
         asyncio.run(ask_all(config, pictures, folder))
         sent = judge.tokens["sent"]
@@ -199,7 +248,7 @@ def main() -> None:
     os.environ.setdefault("OPENAI_API_KEY", KEY)
     torch.set_num_threads(os.cpu_count() or 1)
     fuse()
-    speed()
+    speed(world(0)[0])
     planned()
 
 

@@ -44,6 +44,8 @@ def run(config: Build) -> Manifest:
     state, found = fit_features(config, options, work, _worker, job="train_cemiface", source=source)
     network = _new(options, found.vectors.shape[1])
     history = training.read_state(state, network)
+    if options.stretch:
+        network.stretch(*options.stretch)
     return finish_training(config, options, work, network, history, found, file=WEIGHTS)
 
 

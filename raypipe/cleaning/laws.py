@@ -88,10 +88,16 @@ def duplicate_limit(genuine: np.ndarray, impostor: np.ndarray, population: int) 
     return decision(*laws(genuine, impostor), 0.01 / population)
 
 
-def laws(genuine: np.ndarray, impostor: np.ndarray) -> tuple[NormalDist, NormalDist]:
-    """Laws of Fisher's z of genuine and of impostor similarities, from their histograms."""
+def laws(
+    genuine: np.ndarray, impostor: np.ndarray, tail: float = 0.05
+) -> tuple[NormalDist, NormalDist]:
+    """Laws of Fisher's z of genuine and of impostor similarities, from their histograms.
+
+    Args:
+        tail: share of each that lies beyond the quantile which, with the median, makes its law.
+    """
     one, two = (
         _law(np.concatenate([[0], counts.cumsum()]) / max(counts.sum(), 1), level)
-        for counts, level in ((genuine, 0.05), (impostor, 0.95))
+        for counts, level in ((genuine, tail), (impostor, 1 - tail))
     )
     return one, two

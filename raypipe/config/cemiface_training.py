@@ -33,6 +33,12 @@ class CemiFaceTrainingConfig(FeatureTraining):
     lowest: float = Field(
         -1.0, ge=-1, lt=1, description="lowest similarity that is drawn; the highest is 1"
     )
+    stretch: tuple[float, float] | None = Field(
+        None,
+        description="[factor, about]: in the weights that are written, a similarity m has the "
+        "effect that about + factor (m - about) had in training; for a dial that turns the right "
+        "way and not far enough",
+    )
     interval: float = Field(
         0.04,
         gt=0,

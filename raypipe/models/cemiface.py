@@ -156,6 +156,17 @@ class CemiFace(nn.Module):
             self.unet.compile()
         return self
 
+    @torch.no_grad()
+    def stretch(self, factor: float, about: float) -> None:
+        """Makes the dial steeper: m is from now on what about + factor (m - about) was before.
+
+        F1 is linear, so this is a change of its weights alone. A network that was trained for a
+        short time knows the direction sooner than the distance.
+        """
+        weight = self.similarity.weight
+        self.similarity.bias += weight[:, 0] * about * (1 - factor)
+        weight *= factor
+
     def direction(self, vectors: Tensor) -> Tensor:
         """Unit directions (B, D) of raw features (B, D) from the centre."""
         return F.normalize(vectors.float() - self.centre)

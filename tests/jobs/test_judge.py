@@ -228,6 +228,24 @@ def test_a_killed_run_goes_on_and_pays_nothing_twice(
 
 
 @pytest.mark.slow
+def test_batches_bring_what_calls_bring(made: Path, local: LocalJudge, key_file: str) -> None:
+    local.behaviour.faults = {"malformed": 0.1}
+    root = started(made, "batches")
+    settings = service(local, key_file=key_file, mode="batch", poll_seconds=0.1)
+    manifest = judge.run(build(made, "batches", **settings))
+    judged = [item.judge for item in rows(root / "judge").values() if item.judge]
+    assert all(evidence.problem is None for evidence in judged)
+    assert manifest.extra["answers"]["tokens"]["sent"] == 0
+    assert manifest.extra["answers"]["tokens"]["batch_sent"] > 0
+    asked = sum(local.answered.values())
+    local.behaviour.faults = {}
+    started(made, "calls")
+    called = judge.run(build(made, "calls", **service(local, key_file=key_file)))
+    assert sum(local.answered.values()) == 2 * asked
+    assert called.content_digest == manifest.content_digest
+
+
+@pytest.mark.slow
 def test_only_the_unsure_are_asked(made: Path, local: LocalJudge, key_file: str) -> None:
     root = started(made, "unsure")
     settings = service(local, key_file=key_file, ask="unsure", audit=0.2, margin=0.001)

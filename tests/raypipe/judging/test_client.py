@@ -44,7 +44,7 @@ def ask(
     purse: Purse | None = None,
     **changes: Any,
 ) -> list[Opinion | BaseException]:
-    values = {"timeout": 0.5, "endpoints": ["127.0.0.1"], "base_url": judge.base_url, **changes}
+    values = {"timeout": 1.5, "endpoints": ["127.0.0.1"], "base_url": judge.base_url, **changes}
     config = JudgeConfig(kind="openai", **values)
     purse = purse or Purse(None, 0.0)
 

@@ -92,6 +92,15 @@ def test_it_sees_the_direction_from_the_centre_alone(network: CemiFace) -> None:
     )
 
 
+@torch.no_grad()
+def test_a_steeper_dial_tells_the_network_what_it_was_told_further_out(network: CemiFace) -> None:
+    vectors, wanted, noise = inputs(4)
+    times = torch.tensor([10, 300, 600, 900])
+    further = network(noise, times, vectors, 0.5 + 3 * (wanted - 0.5))
+    network.stretch(3.0, 0.5)
+    torch.testing.assert_close(network(noise, times, vectors, wanted), further)
+
+
 def test_the_sizes_of_the_paper() -> None:
     with torch.device("meta"):
         network = CemiFace(published(512))
