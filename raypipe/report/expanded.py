@@ -11,9 +11,23 @@ from raypipe.faceset import FaceSet
 from raypipe.identities import Identity, Image
 from raypipe.impostors import Histogram
 
-_MEASURED = ("image_id", "similarity", "nearest_similarity", "rejected")
+_MEASURED = ("image_id", "generator", "similarity", "nearest_similarity", "rejected")
 _COLUMNS = ["identity_id", "expand", *(f"images.list.element.{name}" for name in _MEASURED)]
 _ATTEMPT = r"\.(?P<attempt>[0-9]+)$"  # ends the image_id of an image that was drawn again
+
+
+@dataclass(kw_only=True)
+class Painted:
+    """What one generator painted.
+
+    Attributes:
+        drawn, passed: images, and those of them that passed every check.
+        similarity: sum over all of them of the similarity to the vector of their identity.
+    """
+
+    drawn: int = 0
+    passed: int = 0
+    similarity: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -28,6 +42,7 @@ class Expanded:
         draws: (attempt, from 0; None for an image that passed, else why not) → images.
         own: similarities of all images drawn to the vector of their identity.
         nearest: to whoever else they are most like.
+        painters: by the generator's name.
         chosen: identities to show: one for every reason, one that came short, then others.
     """
 
@@ -38,6 +53,7 @@ class Expanded:
     draws: Counter[tuple[int, str | None]] = field(default_factory=Counter)
     own: Histogram = field(default_factory=Histogram)
     nearest: Histogram = field(default_factory=Histogram)
+    painters: dict[str, Painted] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
 
     @property
@@ -107,6 +123,19 @@ def _add(
     for histogram, name in ((found.own, "similarity"), (found.nearest, "nearest_similarity")):
         histogram.add(images.field(name).to_numpy(zero_copy_only=False))
     passed = reasons.is_null().to_numpy(zero_copy_only=False)
+    by = pa.table(
+        {
+            "generator": images.field("generator"),
+            "passed": reasons.is_null(),
+            "similarity": images.field("similarity"),
+        }
+    ).group_by("generator")
+    sums = by.aggregate([([], "count_all"), ("passed", "sum"), ("similarity", "sum")])
+    for row in sums.to_pylist():
+        painted = found.painters.setdefault(row["generator"], Painted())
+        painted.drawn += row["count_all"]
+        painted.passed += row["passed_sum"]
+        painted.similarity += row["similarity_sum"]
     full = np.bincount(owner[passed], minlength=len(names)) >= wanted
     found.identities += len(names)
     found.full += int(full.sum())

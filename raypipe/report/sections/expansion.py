@@ -79,17 +79,18 @@ def verdict(found: Expanded, measured: dict[str, Any], controlled: bool) -> Verd
     )
 
 
-def _face(album: Album, identity: Identity, image: Image) -> Face:
+def _face(album: Album, identity: Identity, image: Image, painter: tuple[str, ...]) -> Face:
     of = f"of identity {identity.identity_id}"
     measured = signed(image.similarity or 0.0, 3)
     if image.rejected is None:
         alt = f"Kept image {image.image_id} {of}, similarity {measured}"
-        return album.face(image.data, alt=alt, caption=(measured,))
+        return album.face(image.data, alt=alt, caption=(measured, *painter))
     reason = short_reason(image.rejected)
     alt = f"Refused image {image.image_id} {of}: {reason}, similarity {measured}"
     if image.nearest is not None and image.nearest_similarity is not None:
         alt += f"; {signed(image.nearest_similarity, 3)} to {image.nearest}"
-    return album.face(image.data, alt=alt, caption=(reason, measured), tone="bad")
+    caption = (reason, measured, *painter)
+    return album.face(image.data, alt=alt, caption=caption, tone="bad")
 
 
 def strip(album: Album, identity: Identity) -> Strip:
@@ -110,7 +111,11 @@ def strip(album: Album, identity: Identity) -> Strip:
         if image.image_id == parent
     ]
     shown_kept, shown_refused = spread(kept, _KEPT - len(faces)), refused[:_REFUSED]
-    faces += [_face(album, identity, image) for image in [*shown_kept, *shown_refused]]
+    several = len({image.generator for image in drawn}) > 1
+    faces += [
+        _face(album, identity, image, (image.generator,) if several and image.generator else ())
+        for image in [*shown_kept, *shown_refused]
+    ]
     note = (
         f"{count(len(drawn), 'image')} drawn, {len(refused):,} refused. An image needed a"
         f" similarity of at least {evidence.threshold:.3f} to the vector."
@@ -165,6 +170,7 @@ def section(workspace: Workspace, album: Album) -> Section | None:
     blocks = [verdict(found, measured, controlled), *blocks, figures.comparisons(measured)]
     if found.drawn:
         blocks += [
+            figures.painters(found),
             figures.refusals(found),
             figures.drawings(found, measured),
             figures.acceptance(found),
@@ -176,8 +182,9 @@ def section(workspace: Workspace, album: Album) -> Section | None:
         "Each image was painted from a vector, embedded again, and compared with that vector, with"
         " every other identity and with every face of the galleries. Each strip below is one"
         " identity: the images that were kept, from the most to the least similar to the vector,"
-        " then in red frames some that were refused, with the reason. The number under a face is"
-        " its similarity to the vector. Look for one person in different pictures: kept faces that"
+        " then in red frames some that were refused, with the reason. Under a face stand its"
+        " similarity to the vector and, where there are several, the generator that painted it."
+        " Look for one person in different pictures: kept faces that"
         " differ in nothing teach a recognizer little, and one that shows somebody else was missed."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)

@@ -75,6 +75,26 @@ def refusals(found: Expanded) -> Table:
     )
 
 
+def painters(found: Expanded) -> Table:
+    """What each generator painted."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            name,
+            f"{painted.drawn:,}",
+            percent(painted.drawn / found.drawn),
+            percent(painted.passed / painted.drawn),
+            f"{painted.similarity / painted.drawn:.3f}",
+        )
+        for name, painted in sorted(found.painters.items())
+    ]
+    return Table(
+        caption="Images by generator",
+        head=("Generator", "Images drawn", "Of all", "Passed", "Mean similarity to the vector"),
+        rows=tuple(rows),
+        numeric=frozenset({1, 2, 3, 4}),
+    )
+
+
 def _attempts(found: Expanded) -> list[int]:
     return sorted({attempt for attempt, _ in found.draws})
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from raypipe.report.album import Album
 from raypipe.report.blocks import Charts, Strip, Table, Text, Verdict
 from raypipe.report.expanded import Expanded, made, scan
 from raypipe.report.sections import expansion, expansion_figures
+from raypipe.report.words import percent
 from raypipe.report.workspace import Workspace
 
 MEASURED = {"thresholds": {"own": 0.6, "other": 0.7, "galleries": {"public": 0.5}}}
@@ -31,6 +33,7 @@ def drawn(number: int, attempt: int, reason: str | None, similarity: float = 0.8
         image_id=f"vec2face-{number:04d}{suffix}",
         data=b"",
         source="vec2face",
+        generator="vec2face",
         parent="vector",
         similarity=similarity,
         nearest="other",
@@ -167,6 +170,23 @@ def test_refusals_by_the_band_are_listed_where_there_are_any() -> None:
     assert len(expansion_figures.refusals(found).rows) == 4
     found = Expanded(draws=Counter({(0, None): 3}))
     assert len(expansion_figures.refusals(found).rows) == 3
+
+
+def test_generators_are_counted_apart(tmp_path: Path, album: Album) -> None:
+    images = [drawn(0, 0, None, 0.9), drawn(1, 0, NOT_THE_PERSON, 0.5), drawn(2, 0, None, 0.4)]
+    images[2].generator = "cemiface"
+    one = person("p", 3, images)
+    write_rows(str(tmp_path), "0.parquet", [one])
+    found = scan(FaceSet(str(tmp_path)), 4)
+    assert vars(found.painters["cemiface"]) == {"drawn": 1, "passed": 1, "similarity": 0.4}
+    assert vars(found.painters["vec2face"]) == {"drawn": 2, "passed": 1, "similarity": 1.4}
+    assert expansion_figures.painters(found).rows == (
+        ("cemiface", "1", percent(1 / 3), percent(1.0), "0.400"),
+        ("vec2face", "2", percent(2 / 3), percent(0.5), "0.700"),
+    )
+    captions = [face.caption for face in expansion.strip(album, one).faces]
+    assert captions[1] == ("0.400", "cemiface")
+    assert captions[2][1:] == ("0.500", "vec2face")
 
 
 def test_a_strip_begins_with_the_reference_and_shows_every_reason(album: Album) -> None:
