@@ -8,7 +8,7 @@ embeds it: similarity is the cosine of features from the centre of the network, 
 features as they are. The rank correlation (Spearman) of m and similarity is over the nine means,
 over the nine images of a face (mean of the faces), and over all 900 images.
 
-`recognizers` trains on 200 identities × 16 images at each of five similarities, with one recipe and
+`recognizers` trains on 100 identities × 12 images at each of five similarities, with one recipe and
 three seeds, and on the DCGAN's own images of as many people. Inquiry faces have a similarity under
 0.3 to each other. Scores are the 10-fold accuracy on 3,000 + 3,000 pairs of 200 further people of
 the DCGAN, and on the ORL photographs where --pairs names them.
@@ -39,7 +39,7 @@ SEED = 20_000  # not the training set's
 Z_NOISE = 0.3
 SWEEP, FACES = np.linspace(-0.2, 1, 9), 100
 TRAINED_AT, SEEDS = (1.0, 0.5, 0.2, 0.0, -0.3), 3
-PEOPLE, IMAGES, CEILING = 200, 16, 0.3
+PEOPLE, IMAGES, CEILING = 100, 12, 0.3
 JUDGED, JUDGED_IMAGES, PAIRS = 200, 8, 3000
 STEPS, BATCH = 20, 256
 RECIPE = TrainConfig(

@@ -163,9 +163,9 @@ class CemiFace(nn.Module):
         F1 is linear, so this is a change of its weights alone. A network that was trained for a
         short time knows the direction sooner than the distance.
         """
-        weight = self.similarity.weight
-        self.similarity.bias += weight[:, 0] * about * (1 - factor)
-        weight *= factor
+        layer = self.similarity
+        layer.bias.add_(layer.weight[:, 0] * about * (1 - factor))
+        layer.weight.mul_(factor)
 
     def direction(self, vectors: Tensor) -> Tensor:
         """Unit directions (B, D) of raw features (B, D) from the centre."""
