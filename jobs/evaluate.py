@@ -5,20 +5,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from actors.verify import FlipEmbed
+from jobs import ijb
 from jobs.cluster import connect, preflight
+from jobs.flip_embed import embedded, warn_of_resized
 from jobs.progress import console
-from jobs.stage import explain
-from jobs.train import CARD, WEIGHTS
 from jobs.work import Work, begin
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.errors import UserError
+from raypipe.formats.ijb import digest_ijb, is_ijb
 from raypipe.formats.verification import digest
 from raypipe.manifest import Manifest, digest_of, read_manifest
-from raypipe.recognizer import SIDE
 from raypipe.verification import (
     Pairs,
     histogram,
@@ -41,6 +40,7 @@ def run(config: Build) -> Manifest:
     for item in sets:
         if not storage.exists(item.path):
             raise UserError(f"verification set {item.name!r}: {item.path}: no such file")
+    of_templates = {item.name: item.path for item in sets if is_ijb(item.path)}
     work = begin(
         config,
         job="evaluate",
@@ -51,17 +51,25 @@ def run(config: Build) -> Manifest:
         },
         inputs={
             "train": recognizer.content_digest,
-            **{item.name: digest(item.path) for item in sets},
+            **{
+                item.name: (digest_ijb if item.name in of_templates else digest)(item.path)
+                for item in sets
+            },
         },
     )
     if work.manifest:
         return work.manifest
-    all_pairs = [read_pairs(item.path, item.name) for item in sets]
+    all_pairs = [read_pairs(i.path, i.name) for i in sets if i.name not in of_templates]
+    all_templates = [ijb.read_set(path, name) for name, path in of_templates.items()]
     connect(config)
     preflight("evaluate", [config.evaluate.pool])
     results = {pairs.name: _score(config, work, pairs) for pairs in all_pairs}
-    storage.write_json(work.path(RESULTS), {"sets": results})
-    return work.finish({"pairs": {p.name: len(p.same) for p in all_pairs}}, digest_of(results))
+    templates = {item.name: ijb.score(config, work, item) for item in all_templates}
+    if templates:
+        console.print(ijb.table_of(templates))
+    storage.write_json(work.path(RESULTS), {"sets": results, "ijb": templates})
+    counts = {name: result["pairs"] for name, result in {**results, **templates}.items()}
+    return work.finish({"pairs": counts}, digest_of([results, templates]))
 
 
 def _score(config: Build, work: Work, pairs: Pairs) -> dict[str, Any]:
@@ -75,12 +83,7 @@ def _score(config: Build, work: Work, pairs: Pairs) -> dict[str, Any]:
     start = time.perf_counter()
     sums, resized = _embed(config, list(places), list(places.values()))
     embeddings = unit(sums)
-    if resized:
-        console.print(
-            f"evaluate: {pairs.name}: {resized:,} of {len(places):,} images are not {SIDE}×{SIDE} "
-            "and were scaled and cut; the numbers hold only if their faces are aligned",
-            style="yellow",
-        )
+    warn_of_resized(pairs.name, resized, len(places))
     work.timing(f"embed {pairs.name}", time.perf_counter() - start, len(pairs.same), len(places))
     distances = squared_distances(
         embeddings[[index[data] for data in pairs.first]],
@@ -114,45 +117,16 @@ def _embed(config: Build, images: list[bytes], sources: list[str]) -> tuple[np.n
     Returns:
         The embeddings, and how many images had to be resized.
     """
-    card = storage.read_json(storage.join(config.workspace, "train", CARD))
-    pool, size = config.evaluate.pool, config.evaluate.images_per_batch
+    size = config.evaluate.images_per_batch
     starts = range(0, len(images), size)
     groups = pa.table(
         {
-            "group": pa.array(range(len(starts)), pa.int64()),
             "images": pa.array([images[i : i + size] for i in starts], pa.list_(pa.binary())),
             "sources": [sources[i : i + size] for i in starts],
         }
     )
-    dataset = ray.data.from_arrow(
-        [groups.slice(i, pool.batch_size) for i in range(0, len(starts), pool.batch_size)]
-    )
-    embedded = dataset.map_batches(
-        FlipEmbed,
-        fn_constructor_kwargs={
-            "weights": storage.join(config.workspace, "train", WEIGHTS),
-            "depth": card["depth"],
-            "width": card["width"],
-            "gpu": pool.num_gpus > 0,
-            "threads": max(1, int(pool.num_cpus)),
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=pool.min, max_size=max(pool.min, pool.max)),
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus or None,
-        memory=pool.memory,
-        accelerator_type=pool.accelerator_type,
-    )
-    try:
-        rows = embedded.take_all()
-    except Exception as error:
-        if mistake := explain("evaluate", error):
-            raise mistake from None
-        raise
-    rows.sort(key=lambda row: row["group"])
-    embeddings = np.concatenate([np.stack(row["embeddings"]) for row in rows])
-    return embeddings, sum(row["resized"] for row in rows)
+    blocks, resized = zip(*embedded(config, FlipEmbed, groups), strict=True)
+    return np.concatenate(blocks), sum(resized)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def run(config: Build) -> Manifest:
     assembled = read_manifest(source)
     if assembled is None:
         raise UserError(f"train: {source} holds no finished training set; run `raypipe assemble`")
-    settings = config.train.model_dump(exclude=SPEED_ONLY)
+    settings = config.train.model_dump(mode="json", exclude=SPEED_ONLY)
     work = begin(
         config,
         job="train",

@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional
 
 from raypipe.config.train import TrainConfig
 from raypipe.errors import UserError
-from raypipe.heads import ArcFace
+from raypipe.heads import make_head
 from raypipe.images import ImageError, decode
 from raypipe.models.iresnet import EMBEDDING, iresnet
 from raypipe.recognizer import SIDE, normalised
@@ -37,11 +36,11 @@ class Recognition(nn.Module):
         super().__init__()
         torch.manual_seed(torch_seed(seed, "train", stream="weights"))
         self.network = iresnet(config.depth, width=config.width, dropout=config.dropout)
-        self.head = ArcFace(EMBEDDING, classes, margin=config.margin, scale=config.scale)
+        self.head = make_head(config, EMBEDDING, classes)
         self.low_precision = config.precision == "bfloat16"
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross entropy of a batch, and how many images are nearest to their own class.
+        """The head's mean loss of a batch, and how many images are nearest to their own class.
 
         Args:
             images: uint8 (N, 112, 112, 3), RGB.
@@ -50,9 +49,7 @@ class Recognition(nn.Module):
         kind = images.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.low_precision):
             embeddings = self.network(normalised(images))
-        logits, cosines = self.head(embeddings, labels)
-        right = (cosines.argmax(1) == labels).sum()
-        return functional.cross_entropy(logits, labels), right
+        return self.head.loss(embeddings, labels)
 
 
 def decode_batch(table: pa.Table, *, seed: int, epoch: int, flip: bool) -> Batch:

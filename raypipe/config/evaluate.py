@@ -6,13 +6,14 @@ from raypipe.config.base import Pool, Settings
 
 
 class VerificationSetConfig(Settings):
-    """Pairs of aligned faces, in the folds of their protocol."""
+    """Pairs of aligned faces, in the folds of their protocol, or IJB's pairs of templates."""
 
     name: str = Field(min_length=1, description="what the set is called in the results")
     path: str = Field(
         description="InsightFace's .bin, .xz, a folder with pairs.txt or with .npy and issame.txt, "
         "or Parquet: first, second (image bytes), same, first_id, second_id, fold; where it states "
-        "no folds, they are ten contiguous parts"
+        "no folds, they are ten contiguous parts. Or IJB_release/IJBB or IJBC as InsightFace has "
+        "it: meta/ with three lists, and loose_crop/, or aligned/ with 112×112 faces"
     )
 
 
@@ -21,7 +22,8 @@ class EvaluateConfig(Settings):
 
     sets: list[VerificationSetConfig] = Field([], description="verification sets, in order")
     fars: list[float] = Field(
-        [0.001, 0.01], description="false accept rates to report the true accept rate at"
+        [0.001, 0.01],
+        description="false accept rates to report the true accept rate at; IJB has its own",
     )
     images_per_batch: int = Field(
         64, ge=1, description="images in a model batch, grouped by their place in the set"

@@ -1,14 +1,26 @@
 """Configuration of the `train` job."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from raypipe.config.base import Workers
 
+# Published margins; the other heads have theirs in fields of their own.
+_MARGIN = {"arcface": 0.5, "cosface": 0.4, "adaface": 0.4}
+_OWN = {
+    "combined": ["margins"],
+    "adaface": ["h", "t_alpha"],
+    "magface": ["norms", "norm_margins", "lambda_g"],
+}
+
+
+def _published_margin(data: dict[str, Any]) -> float:
+    return _MARGIN.get(data.get("head", ""), 0.0)
+
 
 class TrainConfig(Workers):
-    """IResNet with an ArcFace head, trained in the order of the set.
+    """IResNet with a margin head, trained in the order of the set.
 
     The defaults are the recipe published for ArcFace networks on sets of 10,000 to 500,000
     identities (AdaFace and CVLface: 26 epochs, rate 0.1 divided by ten at 12, 20 and 24).
@@ -33,8 +45,32 @@ class TrainConfig(Workers):
         5e-4, ge=0, description="of convolutions, linear layers and head; not of BN, PReLU and bias"
     )
     clip: float = Field(5.0, gt=0, description="largest norm of the network's gradient")
-    margin: float = Field(0.5, ge=0, lt=1.6, description="of ArcFace, in radians")
-    scale: float = Field(64.0, gt=0, description="of ArcFace")
+    head: Literal["arcface", "cosface", "combined", "adaface", "magface"] = Field(
+        "arcface", description="what shapes the embedding while it trains (raypipe/heads.py)"
+    )
+    margin: float = Field(
+        default_factory=_published_margin,
+        ge=0,
+        lt=1.6,
+        description="arcface: radians, published: 0.5; cosface, adaface: published: 0.4",
+    )
+    scale: float = Field(64.0, gt=0, description="of the logits; published: 64")
+    margins: tuple[PositiveFloat, NonNegativeFloat, NonNegativeFloat] = Field(
+        (1.0, 0.3, 0.2), description="combined: m1, m2 and m3 of cos(m1 · theta + m2) - m3"
+    )
+    h: float = Field(0.333, gt=0, description="adaface: how much the margin depends on the norm")
+    t_alpha: float = Field(
+        0.01, gt=0, le=1, description="adaface: weight of a batch in the mean and spread of norms"
+    )
+    norms: tuple[PositiveFloat, PositiveFloat] = Field(
+        (10.0, 110.0), description="magface: norms between which the margin rises"
+    )
+    norm_margins: tuple[float, float] = Field(
+        (0.45, 0.8), description="magface: margins at these norms, in radians"
+    )
+    lambda_g: float = Field(
+        35.0, ge=0, description="magface: weight of the pull to large norms, at least 23 by theory"
+    )
     flip: bool = Field(True, description="mirror every image left-right with probability 1/2")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the convolutions; bfloat16 pays on GPUs and on CPUs that have it"
@@ -44,4 +80,25 @@ class TrainConfig(Workers):
     def _milestones_rise(self) -> "TrainConfig":
         if any(b <= a for a, b in zip([0, *self.milestones], self.milestones, strict=False)):
             raise ValueError(f"milestones: {self.milestones} must be positive and rise")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_head(self) -> "TrainConfig":
+        for head, names in _OWN.items():
+            for name in names:
+                default = TrainConfig.model_fields[name].default
+                if head != self.head and getattr(self, name) != default:
+                    raise ValueError(f"{name}: means nothing to head {self.head!r}; leave it out")
+        if self.margin and self.head not in _MARGIN:
+            fields = ", ".join(_OWN[self.head])
+            raise ValueError(f"margin: head {self.head!r} has {fields} instead; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _margin_rises_with_the_norm(self) -> "TrainConfig":
+        if self.norms[0] >= self.norms[1]:
+            raise ValueError(f"norms: {self.norms[0]:g} is not below {self.norms[1]:g}")
+        low, high = self.norm_margins
+        if not 0 <= low <= high < 1.6:
+            raise ValueError(f"norm_margins: {low:g} and {high:g} must rise from 0 to below 1.6")
         return self

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from jobs import evaluate
 from jobs.work import begin
 from raypipe import storage
+from raypipe.aligners import ARCFACE_TEMPLATE, warp_to_template
 from raypipe.config import parse
 from raypipe.errors import UserError
 from raypipe.formats import verification
@@ -183,3 +184,108 @@ def test_an_undecodable_image_is_named_by_set_and_row(workspace, ray_cluster):
     with pytest.raises(UserError, match="'noise', row 17, first"):
         evaluate.run(configured(workspace))
     assert not (workspace / "evaluate/manifest.json").exists()
+
+
+TEMPLATES = [(0, 5), (0, 5), (0, 6), (1, 5), (2, 7), (2, 7), (3, 8), (3, 9), (3, 9)]
+COMPARED = [(0, 1, 1), (2, 3, 1), (0, 2, 0), (0, 3, 0), (1, 2, 0), (1, 3, 0)]
+
+
+def write_ijb(root):
+    """Loose crops, in which the face is turned and shifted, and the same faces aligned.
+
+    Templates 0 and 1 share a photograph, so that at least their pair is easy.
+    """
+    rng = np.random.default_rng(0)
+    for folder in ("loose/meta", "loose/loose_crop", "straight/meta", "straight/aligned"):
+        (root / folder).mkdir(parents=True)
+    turn = np.array([[0.9, 0.3], [-0.3, 0.9]])
+    media, faces, crops = [], [], []
+    for i, (template, medium) in enumerate(TEMPLATES):
+        small = np.random.default_rng(0 if i == 3 else i).integers(0, 256, (10, 9, 3), np.uint8)
+        image = np.kron(small, np.ones((16, 16, 1), np.uint8))
+        points = (ARCFACE_TEMPLATE @ turn + rng.normal(0, 1, (5, 2)) + 20).round(3)
+        crops.append(warp_to_template(image, points.astype(np.float32), ARCFACE_TEMPLATE))
+        (root / f"loose/loose_crop/{i}.png").write_bytes(encode_png(image))
+        (root / f"straight/aligned/{i}.png").write_bytes(encode_png(crops[-1]))
+        media.append(f"{i}.png {100 - template} {medium}")
+        faces.append(" ".join([f"{i}.png", *(f"{p:.3f}" for p in points.ravel()), f"0.{9 - i}"]))
+    lists = {
+        "face_tid_mid": media,
+        "name_5pts_score": faces,
+        "template_pair_label": [f"{100 - a} {100 - b} {same}" for a, b, same in COMPARED],
+    }
+    for name, lines in lists.items():
+        for folder in ("loose", "straight"):
+            (root / folder / f"meta/ijbx_{name}.txt").write_text("\n".join(lines) + "\n")
+    return crops
+
+
+@pytest.mark.slow
+def test_ijb_equals_a_plain_computation_for_any_number_of_actors(workspace, ray_cluster, capsys):
+    crops = write_ijb(workspace)
+    write_pairs(workspace / "noise.parquet")
+    names = ("loose", "straight", "noise.parquet")
+    sets = [{"name": name, "path": f"{workspace}/{name}"} for name in names]
+    manifest = evaluate.run(configured(workspace, sets=sets, images_per_batch=2))
+    path = workspace / "evaluate/results.json"
+    first = path.read_bytes()
+    results = json.loads(first)
+    assert set(results["sets"]) == {"noise.parquet"}
+    assert manifest.counts["pairs"] == {"loose": 6, "straight": 6, "noise.parquet": 48}
+
+    torch.manual_seed(0)
+    network = iresnet("10", width=2).eval()
+    media = [{} for _ in range(4)]
+    for i, (template, medium) in enumerate(TEMPLATES):
+        face = torch.from_numpy(crops[i].copy()).permute(2, 0, 1)[None]
+        face = (face.float() / 255 - 0.5) / 0.5
+        with torch.no_grad():
+            embedding = (network(face) + network(face.flip(3)))[0].double() * (9 - i) / 10
+        media[template].setdefault(medium, []).append(embedding)
+    sums = [sum(sum(shown) / len(shown) for shown in of.values()) for of in media]
+    units = [total / total.norm() for total in sums]
+    scores = [(units[a] @ units[b]).item() for a, b, _ in COMPARED]
+    impostors = sorted(scores[2:], reverse=True)
+    found = results["ijb"]["loose"]
+    # Of four impostor pairs none is accepted at a rate below one in eight.
+    tar = sum(score > impostors[0] for score in scores[:2]) / 2
+    least = min(score for score in scores[:2] if score > impostors[0])
+    assert tar > 0
+    for point in found["tar_at_far"].values():
+        assert point == {"tar": tar, "far": 0, "threshold": pytest.approx(least, abs=1e-6)}
+    assert list(found["tar_at_far"]) == ["0.0001", "0.001", "0.01", "0.1", "1e-05", "1e-06"]
+    wins = [genuine > impostor for genuine in scores[:2] for impostor in impostors]
+    assert found["auc"] == pytest.approx(np.mean(wins))
+    assert (found["pairs"], found["genuine"], found["impostor"]) == (6, 2, 4)
+    assert (found["templates"], found["images"], found["resized"]) == (4, 9, 0)
+    assert results["ijb"]["straight"] == found
+    said = capsys.readouterr().err
+    assert "1e-06" in said
+    assert f"{100 * tar:.2f}" in said
+
+    storage.delete(str(workspace / "evaluate"))
+    pool = {"min": 2, "max": 2, "batch_size": 1}
+    evaluate.run(configured(workspace, sets=sets, images_per_batch=2, pool=pool))
+    assert path.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_an_undecodable_image_of_ijb_is_named_by_its_file(workspace, ray_cluster):
+    write_ijb(workspace)
+    (workspace / "loose/loose_crop/4.png").write_bytes(b"no image")
+    sets = [{"name": "loose", "path": f"{workspace}/loose"}]
+    with pytest.raises(UserError, match=r"loose_crop/4\.png: not a readable image; replace the"):
+        evaluate.run(configured(workspace, sets=sets))
+
+
+def test_damage_of_ijb_is_named_by_set_list_and_line(workspace):
+    write_ijb(workspace)
+    sets = [{"name": "loose", "path": f"{workspace}/loose"}]
+    (workspace / "loose/loose_crop/4.png").unlink()
+    with pytest.raises(UserError, match=r"'loose': .*/4\.png: no such file, though line 5 of"):
+        evaluate.run(configured(workspace, sets=sets))
+    storage.delete(str(workspace / "evaluate"))
+    with open(workspace / "loose/meta/ijbx_template_pair_label.txt", "a") as lines:
+        lines.write("99 98\n")
+    with pytest.raises(UserError, match=r"'loose': .*label\.txt: line 7: 2 fields"):
+        evaluate.run(configured(workspace, sets=sets))

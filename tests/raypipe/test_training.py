@@ -149,8 +149,11 @@ def test_rows_out_of_order_are_a_bug_that_shows():
         run_epoch(module, make_optimizer(module, CONFIG), 0, source=shuffled)
 
 
-def test_it_learns():
-    config = CONFIG.model_copy(update={"lr": 0.02, "margin": 0.2, "milestones": []})
+@pytest.mark.parametrize("head", ["arcface", "cosface", "combined", "adaface", "magface"])
+def test_it_learns(head):
+    config = CONFIG.model_copy(
+        update={"head": head, "lr": 0.02, "margin": 0.2, "lambda_g": 0.0, "milestones": []}
+    )
     module = Recognition(config, CLASSES, 0)
     optimizer = make_optimizer(module, config)
     results = [run_epoch(module, optimizer, epoch, config) for epoch in range(6)]
@@ -158,17 +161,19 @@ def test_it_learns():
     assert results[-1]["accuracy"] > results[0]["accuracy"]
 
 
-def test_a_resumed_run_equals_the_undisturbed_one():
-    module = Recognition(CONFIG, CLASSES, 0)
-    optimizer = make_optimizer(module, CONFIG)
-    first = {"epoch": 1, **run_epoch(module, optimizer, 0)}
+@pytest.mark.parametrize("head", ["arcface", "cosface", "combined", "adaface", "magface"])
+def test_a_resumed_run_equals_the_undisturbed_one(head):
+    config = CONFIG.model_copy(update={"head": head})
+    module = Recognition(config, CLASSES, 0)
+    optimizer = make_optimizer(module, config)
+    first = {"epoch": 1, **run_epoch(module, optimizer, 0, config)}
     saved = pack_state(module, optimizer, [first])
-    second = run_epoch(module, optimizer, 1)
+    second = run_epoch(module, optimizer, 1, config)
 
-    resumed = Recognition(CONFIG, CLASSES, seed=99)
-    optimizer = make_optimizer(resumed, CONFIG)
+    resumed = Recognition(config, CLASSES, seed=99)
+    optimizer = make_optimizer(resumed, config)
     assert unpack_state(saved, resumed, optimizer) == [first]
-    again = run_epoch(resumed, optimizer, 1)
+    again = run_epoch(resumed, optimizer, 1, config)
     assert again["loss"] == second["loss"]
     expected = module.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
