@@ -32,7 +32,7 @@ _SHIPPED = {
     "773a9cc3afe420334b13b6ae6e15cae9ca606db9d2df3500ada3836ef7d87fff": "MIT",
     "d3ff36b5ce2c013c67aa7f993b3c0157fc35dd9c46906ebf8da4b45f0727c171": "MIT",
     "6997f57d18c0c4c6fe049bc28d00251773db04b7271713ed8cbf3a8d97bb6a8d": "Apache-2.0",
-    "dbf0a7717a45f78d3b9685827fcfe2f5bbc7ebd474c7116fef648bbe6e954217": "MIT",
+    "8bbe752f511128df7c9b48373b627bf8a2974b9d5c4f0b647a99fe19b439e3a2": "MIT",
     # All files of face_diffusion, as raypipe.diffusion_files.digest has it.
     "b6876d4681a8f366e1a3be770810d314f6f85ff52d9b30de97688f29db663fc7": "MIT",
 }

@@ -12,6 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The tests' own folder raypipe stands before the package otherwise.
+sys.path.append(str(Path(__file__).parents[1]))
+
 from local_judge import KEY, Behaviour, LocalJudge
 
 from raypipe import storage
@@ -27,7 +30,8 @@ def main() -> int:
     code = subprocess.call([raypipe, "sample", configuration, *rest])
     if code:
         return code
-    root = storage.join(load(configuration).workspace, "sample")
+    overrides = [text for text in rest if text != "--set"]
+    root = storage.join(load(configuration, overrides).workspace, "sample")
     truth = storage.read_json(storage.join(root, "truth.json"))
     faces, strangers = [], []
     for path, file in truth["files"].items():
@@ -38,7 +42,8 @@ def main() -> int:
     with LocalJudge(faces, strangers, Behaviour(wrong=0.05, faults=_FAULTS)) as judge:
         settings = [
             *("--set", "judge.kind=openai", "--set", f"judge.base_url={judge.base_url}"),
-            *("--set", "judge.endpoints=[127.0.0.1]"),
+            *("--set", "judge.endpoints=[127.0.0.1]", "--set", "judge.model=local-judge"),
+            *("--set", "judge.prices.input=0", "--set", "judge.prices.output=0"),
         ]
         command = [raypipe, "build", configuration, *settings, *rest]
         code = subprocess.call(command, env={**os.environ, "OPENAI_API_KEY": KEY})
