@@ -144,7 +144,7 @@ class JudgeConfig(Settings):
     )
     max_output: int = Field(2000, ge=64, description="tokens an answer may have")
     pool: Pool = Field(
-        Pool(batch_size=256),
+        Pool(batch_size=512),
         description="actors that ask; each has its part of concurrency and limits",
     )
 

@@ -18,7 +18,7 @@ _FEW = 1e-3  # share of strangers that is believed of a set in which none were f
 # The laws are read far out, where doubtful images lie. With the 5 % quantile that the threshold is
 # found by, 95 % of the images with a probability of 0.7 to 0.9 showed somebody else (60 images of
 # five sets of generated people).
-_TAIL = 0.01
+_TAIL = 0.005
 _SURE = 20.0  # logarithm of the odds beyond which nothing is more certain
 
 
