@@ -108,7 +108,7 @@ def test_more_actors_make_the_same_set(expanded: tuple[Path, Manifest], tmp_path
 
 
 THREE = ("expand.pool={min: 3, max: 3, batch_size: 1, num_cpus: 0.5}", "ray.rows_per_block=2")
-BAND = (0.935, 0.965)
+BAND = (0.945, 0.955)  # narrow: images miss it whatever rounds how
 
 
 def on_two_clusters(work: Path, tmp_path: Path, *changes: str) -> tuple[str, Manifest]:

@@ -261,11 +261,15 @@ def test_a_second_embedder_is_an_expert(made: Path) -> None:
     settings = {"kind": "none", "experts": ["clustering", "embedder"], "second": {"kind": "dlib"}}
     judge.run(build(made, "second", **settings))
     judged = [item.judge for item in rows(root / "judge").values() if item.judge]
+    votes: dict[str, list[bool]] = {"clustering": [], "embedder": []}
     for evidence in judged:
-        said = {(v.image_id, v.expert): v.outlier >= 0.5 for v in evidence.verdicts}
-        for image, expert in said:
-            # The same network: it can only agree.
-            assert said[image, expert] == said[image, "clustering"]
+        for verdict in evidence.verdicts:
+            if verdict.expert in votes:
+                votes[verdict.expert].append(verdict.outlier >= 0.5)
+    # The same network, calibrated anew without repeated pictures: it differs at the threshold only.
+    assert len(votes["embedder"]) == len(votes["clustering"]) > 200
+    differ = sum(a != b for a, b in zip(votes["clustering"], votes["embedder"], strict=True))
+    assert differ <= 3
 
 
 def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
