@@ -5,7 +5,6 @@ centres are compared with each other in one pass, and the stage then marks the r
 read embeddings only and their results are small files beside the rows.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from actors.clean import CentreActor, CleanActor
 from jobs import embed
 from jobs.cluster import connect
 from jobs.progress import console
-from jobs.stage import Step, explain, map_files, stream
+from jobs.stage import Step, map_files, run_task, stream
 from jobs.work import begin
 from raypipe import storage
 from raypipe.cleaning.calibration import Calibration, calibrate
@@ -50,7 +49,7 @@ def run(config: Build) -> Manifest:
         calibration, doubles = work.path(CALIBRATION), work.path(DOUBLES)
         if not storage.exists(calibration):
             with console.status("clean: calibrating"), work.timed("calibrate"):
-                _task(_calibrate, source, calibration, config.clean, config.seed)
+                run_task("clean", _calibrate, source, calibration, config.clean, config.seed)
         if not storage.exists(doubles):
             with console.status("clean: comparing identities"), work.timed("compare"):
                 _find_doubles(config, source, calibration, doubles)
@@ -77,16 +76,6 @@ def _settings(config: Build) -> dict[str, Any]:
     }
 
 
-def _task(function: Callable[..., None], *arguments: Any) -> None:
-    """Runs a function that needs memory in a task, so that the driver does not need it."""
-    try:
-        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
-    except ray.exceptions.RayError as error:
-        if mistake := explain("clean", error):
-            raise mistake from None
-        raise
-
-
 def _calibrate(source: str, path: str, config: CleanConfig, seed: int) -> None:
     sample, population = draw(FaceSet(source).iter_embeddings(), config.sample_identities, seed)
     found = calibrate(sample, seed=seed, population=population)
@@ -107,7 +96,7 @@ def _find_doubles(config: Build, source: str, calibration: str, path: str) -> No
         {"source": source, "calibration": calibration},
         config.clean.pool,
     )
-    _task(_compare, centres, calibration, path)
+    run_task("clean", _compare, centres, calibration, path)
 
 
 def _compare(centres: list["ray.ObjectRef[pa.Table]"], calibration: str, path: str) -> None:

@@ -23,7 +23,7 @@ from actors.judge import JudgeActor, OpinionActor, PickActor, SecondActor
 from jobs.clean import CALIBRATION
 from jobs.cluster import connect
 from jobs.progress import console
-from jobs.stage import Step, explain, finished, map_files, map_rows, stream
+from jobs.stage import Step, finished, map_files, map_rows, run_task, stream
 from jobs.work import Work, begin
 from raypipe import storage
 from raypipe.cleaning.calibration import Calibration, calibrate
@@ -194,22 +194,13 @@ def _prepare(
             found = map_rows(
                 config, picked, SecondActor, {"embedder": judge.second.model_dump()}, judge.pool
             )
-            _task(_calibrate, found, work.path(SECOND), config.seed)
+            run_task("judge", _calibrate, found, work.path(SECOND), config.seed)
     if weights:
         with console.status("judge: estimating how the experts err"), work.timed("rates"):
             heard = map_rows(config, picked, OpinionActor, arguments, judge.pool)
             laws = [name for name in ("calibration", "second") if arguments[name]]
-            _task(_estimate, heard, judge.panel, laws, work.path(RATES))
+            run_task("judge", _estimate, heard, judge.panel, laws, work.path(RATES))
     return storage.read_json(work.path(RATES)) if judge.fusion == "weights" else None
-
-
-def _task(function: Any, *arguments: Any) -> None:
-    try:
-        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
-    except ray.exceptions.RayError as error:
-        if mistake := explain("judge", error):
-            raise mistake from None
-        raise
 
 
 def _sample(source: str, judge: JudgeConfig, seed: int) -> list[str]:

@@ -190,6 +190,20 @@ def explain(job: str, error: BaseException) -> UserError | None:
     return None
 
 
+def run_task(job: str, function: Callable[..., None], *arguments: Any) -> None:
+    """Runs a function that needs memory in a task, so that the driver does not need it.
+
+    Raises:
+        UserError: where it found a mistake of the user's.
+    """
+    try:
+        ray.get(ray.remote(num_cpus=1)(function).remote(*arguments))
+    except ray.exceptions.RayError as error:
+        if mistake := explain(job, error):
+            raise mistake from None
+        raise
+
+
 def count_rows(root: str) -> int:
     """Rows of a set, by the footers of its files."""
     import pyarrow.parquet as pq

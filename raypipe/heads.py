@@ -1,6 +1,7 @@
 """Classification heads that shape the embedding while the recognizer trains."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, distributed, nn
@@ -9,7 +10,7 @@ from torch.nn import functional
 from raypipe.config.train import TrainConfig
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A cosine classifier with a margin on the logit of an image's own class.
 
     The logit of class k is scale · cos(theta_k), theta_k the angle between the embedding and the
@@ -28,6 +29,7 @@ class Head(nn.Module):
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(classes, dimensions).normal_(0, 0.01))
 
+    @abstractmethod
     def with_margin(self, cosines: Tensor, norms: Tensor) -> Tensor:
         """What takes the place of the cosines between embeddings and their own classes.
 
@@ -35,7 +37,6 @@ class Head(nn.Module):
             cosines: float32 (N,), in [-1, 1].
             norms: float32 (N,), lengths of the embeddings.
         """
-        raise NotImplementedError
 
     def observe(self, norms: Tensor, group: distributed.ProcessGroup | None = None) -> None:
         """Takes the lengths of a batch, float32 (N,), into the running statistics, if any.

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from raypipe.config.judge import SheetConfig
+from raypipe.judging import sheets
+from raypipe.judging.sheets import Sheet
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
 from raypipe.models.vec2face import to_pixels
@@ -27,3 +30,14 @@ def faces() -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def strangers() -> list[bool]:
     return [k % 7 == 0 for k in range(PEOPLE * IMAGES)]
+
+
+@pytest.fixture
+def pictures(faces: list[np.ndarray]) -> list[Sheet]:
+    """One sheet of each person."""
+    parts = range(0, len(faces), IMAGES)
+    return [
+        sheet
+        for i in parts
+        for sheet in sheets.draw(faces[i : i + IMAGES], SheetConfig(), range(IMAGES))
+    ]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from local_judge import FAULTS, KEY, Behaviour, LocalJudge
 
-from raypipe.config.judge import JudgeConfig, SheetConfig
+from raypipe.config.judge import JudgeConfig
 from raypipe.errors import UserError
-from raypipe.judging import batch, client, sheets
+from raypipe.judging import batch, client
 from raypipe.judging.answers import Answers, Record
 from raypipe.judging.purse import Purse
 from raypipe.judging.question import Question, read
@@ -24,17 +24,6 @@ QUESTION = Question.load(None)
 
 class KilledError(Exception):
     """Ends a run anywhere."""
-
-
-@pytest.fixture
-def pictures(faces: list[np.ndarray]) -> list[Sheet]:
-    """One sheet of each person."""
-    parts = range(0, len(faces), IMAGES)
-    return [
-        sheet
-        for i in parts
-        for sheet in sheets.draw(faces[i : i + IMAGES], SheetConfig(), range(IMAGES))
-    ]
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from local_judge import FAULTS, KEY, Behaviour, LocalJudge
 
-from raypipe.config.judge import JudgeConfig, SheetConfig
+from raypipe.config.judge import JudgeConfig
 from raypipe.errors import UserError
-from raypipe.judging import client, sheets
+from raypipe.judging import client
 from raypipe.judging.answers import Answers
 from raypipe.judging.client import Client, Opinion
 from raypipe.judging.purse import Purse
@@ -19,17 +19,6 @@ from raypipe.judging.question import Question
 from raypipe.judging.sheets import Sheet
 
 IMAGES = 12
-
-
-@pytest.fixture
-def pictures(faces: list[np.ndarray]) -> list[Sheet]:
-    """One sheet of each person."""
-    parts = range(0, len(faces), IMAGES)
-    return [
-        sheet
-        for i in parts
-        for sheet in sheets.draw(faces[i : i + IMAGES], SheetConfig(), range(IMAGES))
-    ]
 
 
 @pytest.fixture(autouse=True)
