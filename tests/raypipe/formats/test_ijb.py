@@ -39,7 +39,7 @@ def test_reads_the_lists(tmp_path):
 
 
 def test_many_blocks_are_one_list(tmp_path, monkeypatch):
-    monkeypatch.setattr(ijb, "_BLOCK", 1000)
+    monkeypatch.setattr(ijb, "_BLOCK", 1000)  # of 4 MiB: several blocks in a small list
     pairs = [f"{10 if i % 3 else 7} 300 {i % 2}" for i in range(2000)]
     path = write(tmp_path, pairs=pairs)
     found = ijb.read_ijb(path)

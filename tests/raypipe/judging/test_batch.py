@@ -319,7 +319,7 @@ def test_the_budget_is_never_overdrawn(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch, "_REQUESTS", 2)
+    monkeypatch.setattr(batch, "_REQUESTS", 2)  # of 50,000: a file is full sooner
     with LocalJudge(faces, strangers, Behaviour(polls=1)) as judge:
         config = configured(judge, budget=0.01)  # of a file 0.0213 may be spent, 0.0016 is
         files = write(config, tmp_path, pictures)
@@ -352,7 +352,7 @@ def test_a_refused_batch_is_told_after_the_others_have_ended(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch, "_REQUESTS", 5)
+    monkeypatch.setattr(batch, "_REQUESTS", 5)  # of 50,000: a file is full sooner
     with LocalJudge(faces, strangers) as judge:
         first = kill(judge, tmp_path, pictures[:5])
         judge.behaviour.refusal = "Enqueued token limit\nreached. " + "x" * 300
