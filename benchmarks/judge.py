@@ -82,9 +82,10 @@ def clustering(faces: np.ndarray, seed: int) -> np.ndarray:
     known = calibrate(people, seed=seed, population=PEOPLE)
     found = []
     for _, own in people:
-        cluster = calibrated_cluster(known.transform(own), known.threshold, known.coherence)
+        unit = known.transform(own)
+        cluster = calibrated_cluster(unit, known.threshold, known.coherence)
         found.append(
-            doubts(cluster.similarity, cluster.kept, known)
+            doubts(cluster.similarity, unit, cluster.kept, known)
             if cluster.kept.any()
             else np.full(len(own), np.nan)
         )

@@ -75,7 +75,9 @@ def _counted(config: Build, judge: JudgeConfig, clean: str) -> Plan:
     if config.clean.rule == "calibrated":
         calibration = Calibration.load(storage.join(clean, CALIBRATION))
     identities, asked, named = 0, [], 0.0
-    for identity in FaceSet(clean).iter_without_bytes(["image_id", "similarity", "rejected"]):
+    for identity in FaceSet(clean).iter_without_bytes(
+        ["image_id", "embedding", "similarity", "rejected"]
+    ):
         case = open_case(identity, judge, calibration, config.seed)
         if case is None:
             continue

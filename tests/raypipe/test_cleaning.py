@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from raypipe.cleaning.calibration import Calibration, calibrate
+from raypipe.cleaning.calibration import Calibration, calibrate, fisher, levels
 from raypipe.cleaning.cluster import calibrated_cluster, reach, scores, share_cluster, unit
 from raypipe.cleaning.doubles import Double, find_doubles, load_doubles, save_doubles
 from raypipe.cleaning.laws import decision, duplicate_limit, histogram, mixture
@@ -138,6 +138,42 @@ def test_a_calibration_is_stored_exactly(tmp_path: Path) -> None:
     for name, value in vars(found).items():
         assert np.array_equal(value, getattr(again, name)), name
     assert type(again.threshold) is float
+
+
+def test_a_calibration_of_before_has_no_intraclass_correlation(tmp_path: Path) -> None:
+    found = calibrate(named(world(people=10)[0]), seed=0, population=10)
+    found.save(str(tmp_path / "c.npz"))
+    with np.load(tmp_path / "c.npz") as stored:
+        np.savez(tmp_path / "old.npz", **{k: v for k, v in stored.items() if k != "intraclass"})
+    assert Calibration.load(str(tmp_path / "old.npz")).intraclass == 0
+
+
+@pytest.mark.parametrize("images", [4, 12])
+def test_how_much_people_differ_is_measured(images: int) -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for spreads in (np.full(300, 0.6), rng.uniform(0.3, 0.9, 300)):
+        centres = 8 * unit(rng.standard_normal((300, 1, 64)))
+        noise = rng.standard_normal((300, images, 64)) * spreads[:, None, None]
+        people = named(list((centres + noise).astype(np.float32)))
+        found.append(calibrate(people, seed=0, population=300).intraclass)
+    assert found[0] < 0.1
+    assert 0.3 < found[1] < 1
+
+
+def test_nobody_differs_where_pairs_are_all_there_is() -> None:
+    assert calibrate(named(world(images=2)[0]), seed=0, population=40).intraclass == 0
+
+
+def test_the_level_of_the_others_by_hand() -> None:
+    vectors = around([0, 20, 60, 150])
+    kept = np.array([True, True, True, False])
+    near, middle, far = np.cos(np.radians([20, 40, 60]))
+    expected = np.sqrt([middle, far, near, (near + middle + far) / 3])
+    np.testing.assert_allclose(np.tanh(levels(vectors, kept)), expected)
+    found = levels(vectors, np.array([True, True, False, False]))
+    assert np.isnan(found).tolist() == [True, True, False, False]  # no two others
+    np.testing.assert_allclose(found[2:], fisher(np.sqrt([near] * 2)))
 
 
 def test_the_decision_lies_where_the_densities_cross() -> None:

@@ -22,7 +22,7 @@ def expert(tools: Tools) -> Expert:
         cluster = calibrated_cluster(vectors, known.threshold, known.coherence)
         if not cluster.kept.any():
             return View(outlier=np.full(len(case.images), np.nan))
-        return View(outlier=doubts(cluster.similarity, cluster.kept, known))
+        return View(outlier=doubts(cluster.similarity, vectors, cluster.kept, known))
 
     def opinions(cases: Sequence[Case]) -> list[View]:
         return [opinion(case) for case in cases]

@@ -1,11 +1,15 @@
 """Experts that say what the test tells them, on rows with features that leave no doubt, or some."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from raypipe.cleaning.calibration import Calibration, calibrate
+from raypipe.cleaning.cluster import calibrated_cluster, reach
+from raypipe.cleaning.laws import laws
 from raypipe.cleaning.marking import mark
 from raypipe.config.clean import CleanConfig
 from raypipe.config.judge import JudgeConfig
@@ -85,14 +89,79 @@ def test_the_doubt_is_on_the_side_of_the_rule(cleaned: Identity, calibration: Ca
     assert case is not None and case.asked is None
     assert (np.flatnonzero(case.doubt >= 0.5) == [STRANGER]).all()
     kept = np.array([True, True, False])
-    found = doubts(np.array([0.9, -0.2, 0.95]), kept, calibration)
+    found = doubts(np.array([0.9, -0.2, 0.95]), np.eye(3), kept, calibration)
     assert found[0] < 0.01 and found[1] == 0.499 and found[2] == 0.501
+
+
+def alike(angle: float, count: int) -> np.ndarray:
+    """Unit vectors (count, count + 1) at an angle (in degrees) to an axis that they share."""
+    apart = np.radians(angle)
+    return np.hstack([np.full((count, 1), np.cos(apart)), np.sin(apart) * np.eye(count)])
 
 
 def test_less_similar_is_more_doubtful(calibration: Calibration) -> None:
     similarity = np.linspace(-0.5, 0.9, 30)
-    found = doubts(similarity, similarity > 0.3, calibration)
+    found = doubts(similarity, alike(40, 30), similarity > 0.3, calibration)
     assert (np.diff(found) <= 0).all()
+
+
+def test_it_is_more_doubtful_where_the_others_are_alike(calibration: Calibration) -> None:
+    kept = np.arange(IMAGES) != STRANGER
+    similarity = np.where(kept, 0.95, 0.5)
+    known = replace(calibration, intraclass=0.4)
+    loose, tight = (doubts(similarity, alike(a, IMAGES), kept, known) for a in (45, 15))
+    assert tight[STRANGER] > loose[STRANGER]
+    known = replace(calibration, intraclass=0.0)
+    loose, tight = (doubts(similarity, alike(a, IMAGES), kept, known) for a in (45, 15))
+    np.testing.assert_array_equal(tight, loose)
+
+
+def test_the_prediction_is_that_of_the_joint_normal_law(calibration: Calibration) -> None:
+    """Conditioned by matrices: each of the seven others at the level that was found."""
+    kept = np.arange(IMAGES) != STRANGER
+    others, share = IMAGES - 1, 0.4
+    known = replace(calibration, intraclass=share)
+    genuine, impostor = laws(known.genuine, known.impostor, 0.005)
+    covariance = share + (1 - share) * np.eye(IMAGES)
+    weights = np.linalg.solve(covariance[1:, 1:], covariance[1:, 0])
+    apart = np.arctanh(np.cos(np.radians(25))) - np.arctanh(np.sqrt(known.coherence))
+    own = NormalDist(
+        genuine.mean + float(weights @ np.full(others, apart)),
+        genuine.stdev * float(np.sqrt(1 - weights @ covariance[1:, 0])),
+    )
+    z = (own.mean + impostor.mean) / 2
+    likely = known.strangers * impostor.pdf(z), (1 - known.strangers) * own.pdf(z)
+    similarity = np.full(IMAGES, np.tanh(z) * reach(known.coherence, others - 1))
+    found = doubts(similarity, alike(25, IMAGES), kept, known)[STRANGER]
+    assert found == pytest.approx(max(likely[0] / sum(likely), 0.501))
+    assert 0.501 < found < 0.999
+
+
+@pytest.mark.parametrize("images", [3, 6, 12])
+def test_probabilities_are_better_for_knowing_how_alike_the_others_are(images: int) -> None:
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.4, 1.6, 300)[:, None, None]
+    strange = rng.random((300, images)) < 0.08
+    centres = np.where(
+        strange[:, :, None],
+        rng.standard_normal((300, images, DIMENSIONS)),
+        rng.standard_normal((300, 1, DIMENSIONS)),
+    )
+    made = centres + spread * rng.standard_normal(centres.shape)
+    people = [(f"{k}", own) for k, own in enumerate(made.astype(np.float32))]
+    known = calibrate(people, seed=0, population=len(people))
+    losses = []
+    for used in (known, replace(known, intraclass=0.0)):
+        loss = 0.0
+        for (_, own), other in zip(people, strange, strict=True):
+            vectors = known.transform(own)
+            cluster = calibrated_cluster(vectors, known.threshold, known.coherence)
+            if cluster.kept.any():
+                found = doubts(cluster.similarity, vectors, cluster.kept, used)
+                right = np.clip(np.where(other, found, 1 - found), 1e-3, 1)
+                loss -= float(np.log(right).sum())
+        losses.append(loss)
+    assert losses[0] < losses[1]
 
 
 @pytest.mark.parametrize(
