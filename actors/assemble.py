@@ -64,11 +64,12 @@ class SpreadActor:
 
     Args:
         positions: file of the images' positions; None: all images of a phase are shuffled.
+        nearest: file of the identities' similarities to the nearest other; None: not measured.
     """
 
     def __init__(
         self, root: str, identities: str, plan: str, images_per_identity: int, shard_size: int,
-        seed: int, positions: str | None = None,
+        seed: int, positions: str | None = None, nearest: str | None = None,
     ) -> None:  # fmt: skip
         rows = curriculum.read_plan(plan, ["identity_id", "label", "phase"])
         rows = rows.filter(pc.is_valid(rows["label"]))
@@ -79,8 +80,9 @@ class SpreadActor:
         self._positions = (
             curriculum.image_positions(rows, images_per_identity, seed)
             if positions is None
-            else curriculum.read_positions(positions)
+            else curriculum.read_array(positions)
         )
+        self._nearest = None if nearest is None else curriculum.read_array(nearest)
         self._face_set = FaceSet(identities)
         self._groups = {
             exchange.exchange_file(root, number): files
@@ -93,7 +95,11 @@ class SpreadActor:
         if not storage.exists(path):
             tables = (
                 training_set.to_rows(
-                    [identity], self._labels, self._positions, self._images_per_identity
+                    [identity],
+                    self._labels,
+                    self._positions,
+                    self._images_per_identity,
+                    self._nearest,
                 )
                 for identity in self._face_set.iter_identities(self._groups[path])
             )

@@ -87,7 +87,7 @@ def run(config: Build) -> Manifest:
         settings={
             name: value
             for name, value in matters.items()
-            if name not in ("shard_size", "order", "levels")
+            if name not in ("shard_size", "order", "levels", "nearest")
         },
     )
     positions = None
@@ -96,13 +96,20 @@ def run(config: Build) -> Manifest:
         start = time.perf_counter()
         _get(_order.remote(work.path("identities"), plan, positions, settings, config.seed))
         work.timing("order", time.perf_counter() - start, images=summary["images"])
-    files = _write_shards(config, work, plan, positions, summary["images"])
+    nearest = None
+    if settings.nearest:
+        nearest = work.path("nearest.npy")
+        start = time.perf_counter()
+        _get(_nearest.remote(source, plan, nearest))
+        work.timing("nearest", time.perf_counter() - start, rows=summary["identities"])
+    files = _write_shards(config, work, plan, positions, nearest, summary["images"])
     training_set.remove_unfinished(work.root)
     ranges = training_set.shard_ranges(summary["images"], settings.shard_size)
     training_set.write_index(work.root, [len(positions) for positions in ranges])
     storage.delete(work.path(exchange.EXCHANGE))
-    if positions is not None:
-        storage.delete(positions)
+    for path in (positions, nearest):
+        if path is not None:
+            storage.delete(path)
     # The accounts of the face set, so that they can be followed from the base set to here.
     counts = {name: identities.counts[name] for name in ("identities", "images")}
     counts["training_set"] = {**summary, "shards": len(ranges)}
@@ -154,9 +161,7 @@ def _order(identities: str, plan: str, path: str, settings: AssembleConfig, seed
     """Writes the position of every image, by its similarity, unless a killed run wrote it."""
     if storage.exists(path):
         return
-    rows = curriculum.read_plan(plan, ["identity_id", "label", "phase"])
-    rows = rows.filter(pc.is_valid(rows["label"]))
-    labels = dict(zip(rows["identity_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+    rows, labels = _labels(plan)
     measured = similarity.of_set(FaceSet(identities), labels, settings.images_per_identity)
     positions = curriculum.image_positions(
         rows,
@@ -165,11 +170,31 @@ def _order(identities: str, plan: str, path: str, settings: AssembleConfig, seed
         ranked_by=-measured if settings.order == "similar_first" else measured,
         levels=settings.levels,
     )
-    curriculum.write_positions(path, positions)
+    curriculum.write_array(path, positions)
+
+
+def _labels(plan: str) -> tuple[pa.Table, dict[str, int]]:
+    """The rows of the plan that are in the set, and identity_id → label."""
+    rows = curriculum.read_plan(plan, ["identity_id", "label", "phase"])
+    rows = rows.filter(pc.is_valid(rows["label"]))
+    return rows, dict(zip(rows["identity_id"].to_pylist(), rows["label"].to_pylist(), strict=True))
+
+
+@ray.remote(num_cpus=1)
+def _nearest(source: str, plan: str, path: str) -> None:
+    """Writes how similar every identity is to the nearest other, unless a killed run wrote it."""
+    if not storage.exists(path):
+        _, labels = _labels(plan)
+        curriculum.write_array(path, similarity.to_nearest(FaceSet(source), labels))
 
 
 def _write_shards(
-    config: Build, work: Work, plan: str, positions: str | None, images: int
+    config: Build,
+    work: Work,
+    plan: str,
+    positions: str | None,
+    nearest: str | None,
+    images: int,
 ) -> dict[str, str]:
     """Runs the two passes of the exchange.
 
@@ -194,6 +219,7 @@ def _write_shards(
                 "shard_size": settings.shard_size,
                 "seed": config.seed,
                 "positions": positions,
+                "nearest": nearest,
             },
             settings.pool,
         )

@@ -242,16 +242,16 @@ def image_positions(
     return np.concatenate(parts)
 
 
-def write_positions(path: str, positions: np.ndarray) -> None:
-    """Stores positions as a .npy file."""
+def write_array(path: str, values: np.ndarray) -> None:
+    """Stores numbers of images or identities as a .npy file."""
     buffer = io.BytesIO()
-    np.save(buffer, positions)
+    np.save(buffer, values)
     storage.write_bytes(path, buffer.getvalue())
 
 
-def read_positions(path: str) -> np.ndarray:
-    """Reads stored positions."""
-    return np.load(io.BytesIO(storage.read_bytes(path)))
+def read_array(path: str) -> np.ndarray:
+    """Reads what `write_array` wrote."""
+    return np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False)
 
 
 def evenly(similarity: np.ndarray, count: int) -> np.ndarray:

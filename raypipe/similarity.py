@@ -14,6 +14,7 @@ import numpy as np
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.identities import NO_PICTURE, Identity, Image
+from raypipe.search import nearest
 from raypipe.templates import template, unit
 
 OUT_OF_BAND = "assemble:out_of_band"
@@ -119,3 +120,33 @@ def of_set(face_set: FaceSet, labels: Mapping[str, int], images_per_identity: in
         for _ in readers.map(measure, face_set.files()):
             pass
     return found.reshape(-1)
+
+
+def to_nearest(face_set: FaceSet, labels: Mapping[str, int]) -> np.ndarray:
+    """The cosine of every identity's template to that of the nearest other identity.
+
+    Args:
+        face_set: with embeddings; identities without a label are left out.
+        labels: identity_id → label, 0..K-1, K at least 2.
+
+    Returns:
+        float32 (K,) in [-1, 1].
+
+    Raises:
+        UserError: where an identity has no embedding.
+    """
+    templates: list[np.ndarray | None] = [None] * len(labels)
+    for item in face_set.iter_embeddings():
+        label = labels.get(item.identity_id)
+        if label is not None and len(item.person):
+            templates[label] = template(item.person)
+    for name, label in labels.items():
+        if templates[label] is None:
+            raise UserError(
+                f"assemble.nearest: identity {name!r} has no embedding; run `raypipe embed` on its "
+                "set, or leave it out"
+            )
+    rows = np.stack([row for row in templates if row is not None])
+    similarity, index = nearest(rows, rows, 2)
+    itself = index[:, 0] == np.arange(len(rows))
+    return np.clip(np.where(itself, similarity[:, 1], similarity[:, 0]), -1, 1)

@@ -40,6 +40,10 @@ COLUMNS = {
         pa.float32(),
         "cosine to the centre of its identity; of an augmented image, that of its parent",
     ),
+    "nearest": (
+        pa.float32(),
+        "cosine of its identity to the nearest other identity of the set, where it was measured",
+    ),
 }
 _ABOUT = [(name, kind) for name, (kind, _) in COLUMNS.items()]
 # How rows travel to their shard. The key is that of the WebDataset sample.
@@ -71,6 +75,7 @@ def to_rows(
     labels: Mapping[str, tuple[int, int]],
     positions: np.ndarray,
     images_per_identity: int,
+    nearest: np.ndarray | None = None,
 ) -> pa.Table:
     """The images of identities as rows of the set, not in order yet.
 
@@ -78,6 +83,7 @@ def to_rows(
         identities: with images_per_identity kept images each; those without a label are left out.
         labels: identity_id → (label, phase).
         positions: int64, as `curriculum.image_positions` returns them.
+        nearest: float32, as `similarity.to_nearest` returns it; none: not measured.
 
     Returns:
         A table of `FLAT`.
@@ -109,6 +115,7 @@ def to_rows(
                     "prompt": image.prompt,
                     "seed": image.seed,
                     "similarity": None if math.isnan(value) else value,  # JSON knows no NaN
+                    "nearest": None if nearest is None else float(nearest[label]),
                 }
             )
     return pa.Table.from_pylist(rows, schema=FLAT)

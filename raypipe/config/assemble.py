@@ -73,6 +73,11 @@ class AssembleConfig(Settings):
     levels: int = Field(
         10, ge=1, description="levels of a phase, of equal size, in an order by similarity"
     )
+    nearest: bool = Field(
+        False,
+        description="measure how similar every identity is to the nearest other one of the set, "
+        "for a curriculum by it (train.curriculum.by: nearest); an exact search of all pairs",
+    )
     shard_size: int = Field(
         10_000,
         ge=1,

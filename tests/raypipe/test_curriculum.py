@@ -141,8 +141,8 @@ def test_a_number_of_images_that_levels_do_not_divide():
 
 def test_positions_read_back(tmp_path):
     path = str(tmp_path / "positions.npy")
-    curriculum.write_positions(path, np.arange(5))
-    assert curriculum.read_positions(path).tolist() == [0, 1, 2, 3, 4]
+    curriculum.write_array(path, np.arange(5))
+    assert curriculum.read_array(path).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_stratified_choice_by_hand():

@@ -109,3 +109,29 @@ def test_a_whole_set_by_labels_whatever_the_files(tmp_path):
         found = similarity.of_set(FaceSet(root), labels, 3)
         assert found.dtype == np.float32
         assert found.tolist() == expected.tolist()
+
+
+def test_the_nearest_other_identity_is_that_of_a_plain_search(tmp_path):
+    people = [
+        person(image("a", 0), image("b", 10), number=0),
+        person(image("a", 70), image("b", 80, rejected="clean:other_person"), number=1),
+        person(image("a", 40), number=2),
+        person(image("a", 41), number=3),
+    ]
+    write_rows(str(tmp_path), "0.parquet", people)
+    # p3 is not in the set, so p2 has only p0 (5°) and p1 (70°) beside it.
+    labels = {"p0": 1, "p1": 0, "p2": 2}
+    found = similarity.to_nearest(FaceSet(str(tmp_path)), labels)
+    assert np.degrees(np.arccos(found.astype(np.float64))) == pytest.approx([30, 35, 30], abs=0.1)
+    twins = {"p2": 0, "p3": 1}
+    assert similarity.to_nearest(FaceSet(str(tmp_path)), twins).tolist() == pytest.approx(
+        [np.cos(np.radians(1))] * 2, abs=1e-6
+    )
+
+
+def test_an_identity_without_embeddings_has_no_nearest(tmp_path):
+    write_rows(
+        str(tmp_path), "0.parquet", [person(image("a", None)), person(image("a", 3), number=1)]
+    )
+    with pytest.raises(UserError, match=r"assemble\.nearest: identity 'p0' has no embedding"):
+        similarity.to_nearest(FaceSet(str(tmp_path)), {"p0": 0, "p1": 1})

@@ -224,3 +224,11 @@ def test_content_digest_is_over_the_files_in_order():
     assert one == training_set.content_digest(iter(["a", "b", "c"]))
     others = [["b", "a", "c"], ["a", "b"], ["ab", "c"]]
     assert one not in [training_set.content_digest(digests) for digests in others]
+
+
+def test_the_similarity_to_the_nearest_identity_is_in_every_row():
+    nearest = np.linspace(0.1, 0.4, len(LABELS)).astype(np.float32)
+    rows = training_set.to_rows(PEOPLE, LABELS, POSITIONS, PER_IDENTITY, nearest)
+    assert rows["nearest"].to_numpy() == pytest.approx(nearest[rows["label"].to_numpy()])
+    without = training_set.to_rows(PEOPLE, LABELS, POSITIONS, PER_IDENTITY)
+    assert without["nearest"].null_count == len(without)
