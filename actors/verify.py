@@ -15,15 +15,19 @@ from raypipe.images import ImageError, centre_square, decode
 class FlipEmbed:
     """Embeds groups of images; a group is a model batch, whatever its neighbours are."""
 
-    def __init__(self, weights: str, depth: str, width: int, gpu: bool, threads: int) -> None:
-        """Loads the recognizer of a file; `gpu` puts it on the actor's GPU."""
+    def __init__(self, weights: str, gpu: bool, threads: int) -> None:
+        """Opens the recognizer of a file; `gpu` puts it on the actor's GPU."""
         import torch
 
-        from raypipe.recognizer import load_recognizer
+        from raypipe.recognizer import Recognizer, open_recognizer
 
         torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if gpu else "cpu")
-        self._network = load_recognizer(weights, depth=depth, width=width).to(self._device)
+        self._recognizer: Recognizer | UserError
+        try:
+            self._recognizer = open_recognizer(weights, "cuda" if gpu else "cpu")
+        except UserError as error:
+            # Raised in a constructor it would reach the driver only as text of a dead actor.
+            self._recognizer = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows images (list of bytes), sources (list of names) to their embeddings, a row a group.
@@ -32,11 +36,12 @@ class FlipEmbed:
         (insightface, recognition/arcface_torch/eval/verification.py), and cut to its middle.
 
         Returns:
-            Rows embeddings (float32 (512,) each, the sum of the face's and the mirrored face's),
+            Rows embeddings (float32 (D,) each, the sum of the face's and the mirrored face's),
             resized (how many images were of another size).
 
         Raises:
-            UserError: where an image cannot be decoded, with its name.
+            UserError: where an image cannot be decoded, with its name; where the file holds no
+                recognizer that can be opened.
         """
         remedy = "replace the image or remove the pair"
         faces = (
@@ -51,12 +56,14 @@ class FlipEmbed:
 
         from raypipe.recognizer import SIDE, flip_sum
 
+        if isinstance(self._recognizer, UserError):
+            raise self._recognizer
         embedded, resized = [], []
         for images in faces:
             others = [i for i, face in enumerate(images) if face.shape[:2] != (SIDE, SIDE)]
             for i in others:
                 images[i] = centre_square(images[i], SIDE)
-            values = flip_sum(self._network, torch.from_numpy(np.stack(images)).to(self._device))
+            values = flip_sum(self._recognizer, torch.from_numpy(np.stack(images)))
             embedded.append(list(values.cpu().numpy()))
             resized.append(len(others))
         kind = pa.list_(pa.list_(pa.float32()))

@@ -15,39 +15,33 @@ the DCGAN, and on the ORL photographs where --pairs names them.
 """
 
 import argparse
-import itertools
 import time
 
 import numpy as np
 import torch
+from in_memory import BATCH, SEED, Judges, People, train_in_memory
 from scipy.stats import spearmanr
 
-from raypipe import training
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.train import TrainConfig
 from raypipe.embedders import Embedder, open_embedder
-from raypipe.images import decode, encode_png
-from raypipe.models.cemiface import CemiFace, enlarge
-from raypipe.models.dcgan import LATENT, DCGANGenerator
-from raypipe.models.loading import load_into, shipped
+from raypipe.images import encode_png
+from raypipe.models.cemiface import CemiFace
 from raypipe.models.vec2face import to_pixels
-from raypipe.recognizer import flip_sum
-from raypipe.seeding import generator, torch_seed
-from raypipe.verification import read_pairs, squared_distances, unit, verify
+from raypipe.seeding import generator
+from raypipe.verification import unit
 
-SEED = 20_000  # not the training set's
-Z_NOISE = 0.3
 SWEEP, FACES = np.linspace(-0.2, 1, 9), 100
 TRAINED_AT, SEEDS = (1.0, 0.5, 0.2, 0.0, -0.3), 3
 PEOPLE, IMAGES, CEILING = 100, 12, 0.3
-JUDGED, JUDGED_IMAGES, PAIRS = 200, 8, 3000
-STEPS, BATCH = 20, 256
+STEPS = 20
 RECIPE = TrainConfig(
     depth="10",
     width=16,
     epochs=20,
     batch_size=128,
     lr=0.1,
+    lr_batch=128,
     warmup_epochs=1,
     milestones=[10, 16],
     margin=0.3,
@@ -62,20 +56,7 @@ class Studio:
         self.device = device
         self.network = CemiFace.from_checkpoint(weights).prepare(device)
         self.embedder: Embedder = open_embedder(EmbedderConfig(kind="dlib"), str(device))
-        self.dcgan = DCGANGenerator()
-        load_into(self.dcgan, shipped("dcgan_digiface.safetensors"))
-        self.dcgan.eval().to(device)
-
-    @torch.inference_mode()
-    def people(self, first: int, count: int, images: int) -> np.ndarray:
-        """Faces of people of the DCGAN, uint8 (count × images, 112, 112, 3)."""
-        latents = []
-        for number in range(first, first + count):
-            rng = generator(SEED, f"person-{number}", stream="benchmark")
-            noise = Z_NOISE * rng.standard_normal((images, LATENT))
-            latents.append(rng.standard_normal(LATENT) + noise)
-        z = torch.from_numpy(np.concatenate(latents).astype(np.float32)).to(self.device)
-        return np.concatenate([to_pixels(enlarge(self.dcgan(part))) for part in z.split(BATCH)])
+        self.people = People(device)
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
         parts = range(0, len(pixels), BATCH)
@@ -106,7 +87,7 @@ class Studio:
 
 
 def sweep(studio: Studio, grid: str | None) -> None:
-    faces = studio.people(0, FACES, 1)
+    faces = studio.people.faces(0, FACES, 1)
     vectors = studio.embed(faces)
     names = [f"face-{k}" for k in range(FACES)]
     print("| m | similarity | spread | raw | spread |\n|---|---|---|---|---|")
@@ -138,7 +119,7 @@ def sweep(studio: Studio, grid: str | None) -> None:
 
 def inquiries(studio: Studio) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Faces and features of people, every two with a similarity under the ceiling; who they are."""
-    faces = studio.people(1000, 3 * PEOPLE, 1)
+    faces = studio.people.faces(1000, 3 * PEOPLE, 1)
     vectors = studio.embed(faces)
     directions = unit(vectors - studio.network.centre.cpu().numpy())
     chosen: list[int] = []
@@ -148,80 +129,9 @@ def inquiries(studio: Studio) -> tuple[np.ndarray, np.ndarray, list[int]]:
     return faces[chosen], vectors[chosen], [1000 + k for k in chosen]
 
 
-def judged(studio: Studio) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images of people, and pairs of them with their folds; nobody is in two folds."""
-    images = studio.people(5000, JUDGED, JUDGED_IMAGES)
-    rng = generator(SEED, "pairs")
-    pairs, same, folds = [], [], []
-    each = JUDGED // 10
-    for fold in range(10):
-        people = range(fold * each, (fold + 1) * each)
-        own = [
-            (p * JUDGED_IMAGES + a, p * JUDGED_IMAGES + b)
-            for p in people
-            for a, b in itertools.combinations(range(JUDGED_IMAGES), 2)
-        ]
-        other = [
-            (p * JUDGED_IMAGES + rng.integers(JUDGED_IMAGES), q * JUDGED_IMAGES + a)
-            for p, q in itertools.combinations(people, 2)
-            for a in range(JUDGED_IMAGES)
-        ]
-        for kind, label in ((own, True), (other, False)):
-            chosen = rng.choice(len(kind), PAIRS // 10, replace=False)
-            pairs += [kind[i] for i in chosen]
-            same += [label] * len(chosen)
-            folds += [fold] * len(chosen)
-    return images, np.array(pairs), np.array(same), np.array(folds)
-
-
-def recognizer(pixels: np.ndarray, labels: np.ndarray, seed: int, device: torch.device):
-    """A network trained on images, in an order of its own in every epoch."""
-    module = training.Recognition(RECIPE, int(labels.max()) + 1, seed).to(device)
-    optimizer = training.make_optimizer(module, RECIPE)
-    steps = -(-len(pixels) // RECIPE.batch_size)
-    faces, classes = torch.from_numpy(pixels), torch.from_numpy(labels)
-    for epoch in range(RECIPE.epochs):
-        rng = generator(seed, "recognizer", epoch)
-        order = rng.permutation(len(pixels))
-        mirrored = rng.random(len(pixels)) < 0.5
-
-        def batches(order: np.ndarray = order, mirrored: np.ndarray = mirrored):
-            for i in range(0, len(order), RECIPE.batch_size):
-                places = order[i : i + RECIPE.batch_size]
-                images = faces[places]
-                turn = torch.from_numpy(mirrored[places])
-                images[turn] = images[turn].flip(2)
-                positions = torch.arange(i, i + len(places))
-                yield {"images": images, "labels": classes[places], "positions": positions}
-
-        torch.manual_seed(torch_seed(seed, "recognizer", epoch, "dropout"))
-        result = training.train_epoch(
-            module,
-            optimizer,
-            batches(),
-            config=RECIPE,
-            epoch=epoch,
-            steps=steps,
-            on_step=lambda *_: None,
-        )
-    return module.network.eval(), result
-
-
-@torch.inference_mode()
-def embeddings(network: torch.nn.Module, pixels: np.ndarray, device: torch.device) -> np.ndarray:
-    parts = [
-        flip_sum(network, part.to(device)).cpu() for part in torch.from_numpy(pixels).split(BATCH)
-    ]
-    return unit(torch.cat(parts).numpy())
-
-
 def recognizers(studio: Studio, pairs_file: str | None) -> None:
     own_faces, vectors, who = inquiries(studio)
-    images, places, same, folds = judged(studio)
-    orl = read_pairs(pairs_file, "ORL") if pairs_file else None
-    if orl:
-        index = {data: k for k, data in enumerate(dict.fromkeys([*orl.first, *orl.second]))}
-        shown = np.stack([decode(data, source="ORL") for data in index])
+    judges = Judges(studio.people, pairs_file)
     labels = np.repeat(np.arange(len(vectors)), IMAGES)
     names = [f"recognizer-{k}" for k in range(len(labels))]
     sets: dict[str, np.ndarray] = {}
@@ -231,33 +141,25 @@ def recognizers(studio: Studio, pairs_file: str | None) -> None:
         pixels[::IMAGES] = own_faces  # the inquiry face is one of the images, as published
         sets[f"{m:g}"] = pixels
     seconds = time.perf_counter() - start
-    sets["DCGAN"] = np.concatenate([studio.people(k, 1, IMAGES) for k in who])
+    sets["DCGAN"] = np.concatenate([studio.people.faces(k, 1, IMAGES) for k in who])
     print(
         f"{len(vectors)} identities × {IMAGES} images; painted "
         f"{len(labels) * len(TRAINED_AT) / seconds:.0f} images/s\n"
     )
-    print("| trained on m | similarity to the inquiry face | last loss | DCGAN pairs | ORL |")
-    print("|---|---|---|---|---|")
+    named = " | ".join(judges.names)
+    print(f"| trained on m | similarity to the inquiry face | last loss | {named} |")
+    print("|---|---|---|" + "---|" * len(judges.names))
     for name, pixels in sets.items():
         similarity = studio.cosines(studio.embed(pixels), vectors[labels])
-        scores: list[list[float]] = [[], []]
-        losses = []
+        scores, losses = [], []
         for seed in range(SEEDS):
-            network, result = recognizer(pixels, labels, seed, studio.device)
-            losses.append(result["loss"])
-            found = embeddings(network, images, studio.device)
-            distances = squared_distances(found[places[:, 0]], found[places[:, 1]])
-            scores[0].append(np.mean(verify(distances, same, folds, [0.01]).accuracies))
-            if orl:
-                found = embeddings(network, shown, studio.device)
-                distances = squared_distances(
-                    found[[index[x] for x in orl.first]], found[[index[x] for x in orl.second]]
-                )
-                scores[1].append(np.mean(verify(distances, orl.same, orl.folds, [0.01]).accuracies))
-        cells = [f"{np.mean(s):.2%} ± {np.std(s):.2%}" if s else "" for s in scores]
+            trained = train_in_memory(pixels, labels, RECIPE, seed, studio.device)
+            losses.append(trained.history[-1]["loss"])
+            scores.append(judges.accuracies(trained.network, studio.device))
+        cells = [f"{np.mean(s):.2%} ± {np.std(s):.2%}" for s in zip(*scores, strict=True)]
         print(
             f"| {name} | {similarity.mean():.3f} ± {similarity.std():.3f} | {np.mean(losses):.2f} "
-            f"| {cells[0]} | {cells[1]} |",
+            f"| {' | '.join(cells)} |",
             flush=True,
         )
 

@@ -38,8 +38,8 @@ JOBS = {
     "screen": "Refuse identities that are in a public gallery, or too much like each other.",
     "expand": "Make many images of every new person, and check that each is that person.",
     "assemble": "Refill, order by the curriculum, write Parquet and WebDataset.",
-    "train": "Train a recognizer on the assembled set, in its order.",
-    "evaluate": "Score the recognizer on verification pairs.",
+    "train": "Train a recognizer on the assembled set, in the order of a curriculum.",
+    "evaluate": "Score a recognizer, of a build or anyone's, on verification sets.",
     "report": "Write one HTML file that shows all of it.",
     "train_cemiface": "Train CemiFace on a face set with features, to make semi-hard faces with.",
     "train_diffusion": "Train a small Stable Diffusion on a face set, to draw references with.",
@@ -79,7 +79,47 @@ def main_for(name: str) -> None:
     single()
 
 
+def _evaluate(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG | WEIGHTS... SETS...",
+            help="YAML of a build; or recognizers (.onnx, .safetensors, .pt, .pth, .ckpt) and the "
+            "verification sets to score them on (.bin, .xz, Parquet, folders, IJB)",
+        ),
+    ],
+    overrides: Overrides = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="CONFIG: score every epoch as soon as train keeps it")
+    ] = False,
+    out: Annotated[str | None, typer.Option(help="WEIGHTS: JSON file for the results")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="WEIGHTS: embed on a GPU")] = False,
+) -> None:
+    def action() -> None:
+        if paths[0].endswith((".yaml", ".yml")):
+            if len(paths) > 1 or out is not None or gpu:
+                raise UserError(
+                    "evaluate: a configuration goes with no other path, nor --out or --gpu; it "
+                    "names its sets (evaluate.sets) and GPUs (evaluate.pool) itself"
+                )
+            from jobs import evaluate
+
+            config = load(paths[0], overrides)
+            _print_counts("evaluate", (evaluate.follow if follow else evaluate.run)(config))
+            return
+        if follow or overrides:
+            raise UserError("evaluate: --follow and --set need a configuration (.yaml)")
+        from jobs import evaluate_files
+
+        evaluate_files.run(paths, out, gpu)
+
+    guarded(action)
+
+
 def _command(name: str) -> Callable[..., None]:
+    if name == "evaluate":
+        return _evaluate
+
     def command(config: Config, overrides: Overrides = None) -> None:
         def action() -> None:
             result = run_job(name, load(config, overrides))
@@ -116,6 +156,25 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def order(
+    config: Config,
+    epoch: Annotated[int, typer.Option(min=1, help="epoch, from 1")] = 1,
+    rank: Annotated[int, typer.Option(min=0, help="worker, from 0")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="how many; none: configured")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print what a worker trains on in an epoch, image by image, without training."""
+    from jobs.train import order as run_order
+
+    def action() -> None:
+        build = load(config, overrides)
+        for position, name in run_order(build, epoch, rank, workers or build.train.num_workers):
+            typer.echo(f"{position}\t{name}")
+
+    guarded(action)
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="training set or verification set, of any format")],
     target: Annotated[str, typer.Argument(help="file, folder or URI that is not there yet")],
@@ -137,6 +196,18 @@ def convert(
         console.print(f"[bold red]left out[/] {escape(fault)}", soft_wrap=True)
     if result.faults:
         raise SystemExit(1)
+
+
+@app.command()
+def export(
+    weights: Annotated[str, typer.Argument(help="weights of a recognizer, of raypipe or anyone's")],
+    path: Annotated[str, typer.Argument(help=".onnx file to write")],
+) -> None:
+    """Write a recognizer as ONNX, as insightface and onnxruntime load it, and check it is equal."""
+    from raypipe.onnx_export import export_onnx
+
+    guarded(lambda: export_onnx(weights, path))
+    console.print(f"{path}: equal to {weights}", soft_wrap=True)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import ray
 from ray._private.state import state as cluster_state
 from ray.data import DataContext
 
-from raypipe.config import Build
+from raypipe.config import Build, RayConfig
 from raypipe.config.base import Pool
 from raypipe.errors import UserError
 
@@ -25,8 +25,13 @@ _FILTER_MEMORY = 2**30
 
 def connect(config: Build) -> None:
     """Joins the configured cluster, or starts one on this machine. Doing it twice is fine."""
+    join(config.ray)
+
+
+def join(options: RayConfig) -> None:
+    """What `connect` does, for commands that need no configuration of a build."""
     if not ray.is_initialized():
-        address = config.ray.address or os.environ.get("RAY_ADDRESS")
+        address = options.address or os.environ.get("RAY_ADDRESS")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         with _silent_core():
             if address:
@@ -34,8 +39,8 @@ def connect(config: Build) -> None:
             else:
                 ray.init(
                     address="local",
-                    num_cpus=config.ray.num_cpus,
-                    object_store_memory=config.ray.object_store_memory,
+                    num_cpus=options.num_cpus,
+                    object_store_memory=options.object_store_memory,
                     include_dashboard=False,
                     **quiet,
                 )
@@ -45,7 +50,7 @@ def connect(config: Build) -> None:
     # embedding actor, on two cores, Ray running: 7 to 10 s with it, 3.4 to 4 s without.
     context.use_datasource_v2 = False
     context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = config.ray.no_progress_seconds
+    context.execution_no_progress_timeout_s = options.no_progress_seconds
     warnings.filterwarnings("ignore", module="ray.data")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well
 

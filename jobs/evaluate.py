@@ -1,132 +1,171 @@
-"""Scores the trained recognizer on verification sets."""
+"""Scores the trained recognizer on verification sets, and what it was after each kept epoch."""
 
+import re
 import time
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from actors.verify import FlipEmbed
 from jobs import ijb
 from jobs.cluster import connect, preflight
-from jobs.flip_embed import embedded, warn_of_resized
 from jobs.progress import console
-from jobs.work import Work, begin
+from jobs.result_tables import blocks_of, markdown, show, show_published
+from jobs.scoring import Sets, digests, read_sets, score
+from jobs.train import EPOCHS, WEIGHTS
+from jobs.work import begin
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.errors import UserError
-from raypipe.formats.ijb import digest_ijb, is_ijb
-from raypipe.formats.verification import digest
 from raypipe.manifest import Manifest, digest_of, read_manifest
-from raypipe.verification import (
-    Pairs,
-    histogram,
-    read_pairs,
-    squared_distances,
-    unit,
-    verify,
-)
+from raypipe.report.words import count
 
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "results.md"
+_KEPT = re.compile(r"epoch-(\d+)\.safetensors")
+_OF_EPOCH = ("accuracy", "std", "tar_at_far", "auc")
+_LOOK_SECONDS, _SAY_SECONDS = 2.0, 60.0
 
 
 def run(config: Build) -> Manifest:
-    """Embeds every photograph once, runs the protocol on each set, writes `results.json`."""
+    """Embeds every photograph once, runs the protocol on each set; writes `results.json` and
+    `results.md`."""
     trained = storage.join(config.workspace, "train")
     recognizer = read_manifest(trained)
     if recognizer is None:
         raise UserError(f"evaluate: {trained} holds no trained recognizer; run `raypipe train`")
-    sets = config.evaluate.sets
-    for item in sets:
-        if not storage.exists(item.path):
-            raise UserError(f"verification set {item.name!r}: {item.path}: no such file")
-    of_templates = {item.name: item.path for item in sets if is_ijb(item.path)}
+    options = config.evaluate
+    content = digests(options.sets)
+    epochs = _epochs(trained) if options.epochs else {}
     work = begin(
         config,
         job="evaluate",
         settings={
-            "sets": [item.name for item in sets],
-            "fars": config.evaluate.fars,
-            "images_per_batch": config.evaluate.images_per_batch,
+            "sets": [item.name for item in options.sets],
+            "fars": options.fars,
+            "images_per_batch": options.images_per_batch,
         },
         inputs={
             "train": recognizer.content_digest,
-            **{
-                item.name: (digest_ijb if item.name in of_templates else digest)(item.path)
-                for item in sets
-            },
+            **content,
+            **({"epochs": ", ".join(map(str, epochs))} if epochs else {}),
         },
     )
     if work.manifest:
         return work.manifest
-    all_pairs = [read_pairs(i.path, i.name) for i in sets if i.name not in of_templates]
-    all_templates = [ijb.read_set(path, name) for name, path in of_templates.items()]
+    sets = read_sets(options.sets)
+    connect(config)
+    preflight("evaluate", [options.pool])
+    weights = storage.join(trained, WEIGHTS)
+    results = {item.name: score(item, weights, options, work.timing) for item in sets.pairs}
+    templates = {
+        item.name: ijb.score(item, weights, options, work.timing) for item in sets.templates
+    }
+    kept = []
+    if sets.pairs:
+        with work.timed("epochs"):
+            kept = [
+                _shortened(_score_epoch(config, sets, content, epoch, path))
+                for epoch, path in epochs.items()
+            ]
+    found = {"sets": results, "ijb": templates, "epochs": kept}
+    own = {"this recognizer": results}
+    show(blocks_of(found))
+    show_published(own)
+    storage.write_json(work.path(RESULTS), found)
+    storage.write_bytes(work.path(TABLE), markdown(blocks_of(found), own).encode())
+    counts = {name: result["pairs"] for name, result in {**results, **templates}.items()}
+    return work.finish({"pairs": counts}, digest_of([results, templates, kept]))
+
+
+def follow(config: Build) -> Manifest:
+    """Scores the weights of every epoch as soon as train keeps them, until train is done; then all
+    that `run` does.
+
+    Raises:
+        UserError: where no epoch will ever be kept, and as `run`.
+    """
+    if not config.train.keep_every:
+        raise UserError("evaluate: train.keep_every is 0, so train keeps no epochs to follow")
+    trained = storage.join(config.workspace, "train")
+    content = digests(config.evaluate.sets)
+    sets = read_sets(config.evaluate.sets)
+    if not sets.pairs:
+        raise UserError("evaluate: no set of pairs to follow the epochs on, which IJB is not")
     connect(config)
     preflight("evaluate", [config.evaluate.pool])
-    results = {pairs.name: _score(config, work, pairs) for pairs in all_pairs}
-    templates = {item.name: ijb.score(config, work, item) for item in all_templates}
-    if templates:
-        console.print(ijb.table_of(templates))
-    storage.write_json(work.path(RESULTS), {"sets": results, "ijb": templates})
-    counts = {name: result["pairs"] for name, result in {**results, **templates}.items()}
-    return work.finish({"pairs": counts}, digest_of([results, templates]))
+    done: set[int] = set()
+    said = float("-inf")
+    while True:
+        # Asked before the folder is listed, so that the last epoch is not missed.
+        finished = read_manifest(trained) is not None
+        for epoch, path in _epochs(trained).items():
+            if epoch not in done:
+                _score_epoch(config, sets, content, epoch, path)
+                done.add(epoch)
+                said = float("-inf")
+        if finished:
+            return run(config)
+        if time.monotonic() - said >= _SAY_SECONDS:
+            said = time.monotonic()
+            console.print(
+                f"evaluate: {count(len(done), 'epoch')} scored; waiting for more in "
+                f"{storage.join(trained, EPOCHS)}, or for train to finish (Ctrl-C stops waiting)",
+                style="dim",
+                soft_wrap=True,
+            )
+        time.sleep(_LOOK_SECONDS)
 
 
-def _score(config: Build, work: Work, pairs: Pairs) -> dict[str, Any]:
-    """The protocol's numbers for one set."""
-    # A photograph stands in many pairs and is embedded once. In the order of first appearance.
-    places: dict[bytes, str] = {}
-    for row, (first, second) in enumerate(zip(pairs.first, pairs.second, strict=True)):
-        places.setdefault(first, f"verification set {pairs.name!r}, row {row}, first")
-        places.setdefault(second, f"verification set {pairs.name!r}, row {row}, second")
-    index = {data: number for number, data in enumerate(places)}
-    start = time.perf_counter()
-    sums, resized = _embed(config, list(places), list(places.values()))
-    embeddings = unit(sums)
-    warn_of_resized(pairs.name, resized, len(places))
-    work.timing(f"embed {pairs.name}", time.perf_counter() - start, len(pairs.same), len(places))
-    distances = squared_distances(
-        embeddings[[index[data] for data in pairs.first]],
-        embeddings[[index[data] for data in pairs.second]],
-    )
-    result = verify(distances, pairs.same, pairs.folds, config.evaluate.fars)
-    return {
-        "accuracy": float(np.mean(result.accuracies)),
-        "std": float(np.std(result.accuracies)),
-        "accuracies": result.accuracies,
-        "threshold": float(np.mean(result.thresholds)),
-        "thresholds": result.thresholds,
-        "tar_at_far": {
-            f"{far:g}": {"mean": mean, "std": std, "far": reached}
-            for far, (mean, std, reached) in result.tars.items()
-        },
-        "auc": result.auc,
-        "roc": result.roc,
-        "histogram": histogram(distances, pairs.same),
-        "pairs": len(pairs.same),
-        "genuine": int(pairs.same.sum()),
-        "impostor": int((~pairs.same).sum()),
-        "images": len(places),
-        "resized": resized,
-    }
+def _epochs(trained: str) -> dict[int, str]:
+    """Epoch, from 1 → file of its weights, in order, of those that train has kept so far."""
+    entries = storage.listdir(storage.join(trained, EPOCHS))
+    matches = ((_KEPT.fullmatch(entry.name), entry.path) for entry in entries)
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def _embed(config: Build, images: list[bytes], sources: list[str]) -> tuple[np.ndarray, int]:
-    """Embeds images, float32 (N, 512), in model batches that are fixed by the images' order.
+def _score_epoch(
+    config: Build, sets: Sets, content: dict[str, str], epoch: int, path: str
+) -> dict[str, Any]:
+    """The results on pairs of an epoch's weights, kept in a file, so that nothing is scored twice.
 
-    Returns:
-        The embeddings, and how many images had to be resized.
+    Args:
+        content: name → digest of all sets.
+        path: of the weights.
     """
-    size = config.evaluate.images_per_batch
-    starts = range(0, len(images), size)
-    groups = pa.table(
+    options = config.evaluate
+    # All that the result depends on.
+    key = digest_of(
         {
-            "images": pa.array([images[i : i + size] for i in starts], pa.list_(pa.binary())),
-            "sources": [sources[i : i + size] for i in starts],
+            "weights": storage.sha256_file(path),
+            "sets": {item.name: content[item.name] for item in sets.pairs},
+            "fars": options.fars,
+            "images_per_batch": options.images_per_batch,
         }
     )
-    blocks, resized = zip(*embedded(config, FlipEmbed, groups), strict=True)
-    return np.concatenate(blocks), sum(resized)
+    kept = storage.join(config.workspace, "evaluate", EPOCHS, f"epoch-{epoch:03d}.json")
+    if storage.exists(kept):
+        earlier = storage.read_json(kept)
+        if earlier["key"] == key:
+            return earlier
+    found: dict[str, Any] = {
+        "epoch": epoch,
+        "key": key,
+        "sets": {item.name: score(item, path, options, _unnoted) for item in sets.pairs},
+    }
+    storage.write_json(kept, found)
+    reached = ", ".join(
+        f"{name} {100 * result['accuracy']:.2f} ± {100 * result['std']:.2f} %"
+        for name, result in found["sets"].items()
+    )
+    console.print(f"evaluate: epoch {epoch}: {reached}", soft_wrap=True)
+    return found
+
+
+def _shortened(found: dict[str, Any]) -> dict[str, Any]:
+    """What `results.json` has of an epoch; the rest stands in the epoch's own file."""
+    sets = {name: {key: result[key] for key in _OF_EPOCH} for name, result in found["sets"].items()}
+    return {"epoch": found["epoch"], "sets": sets}
+
+
+def _unnoted(*_: Any) -> None:
+    """Timings of single epochs are not kept."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Embeds the images of verification sets on actors, with the trained recognizer."""
+"""Embeds the images of verification sets on actors, with any recognizer."""
 
 from collections.abc import Iterator
 
@@ -9,27 +9,29 @@ import ray
 from actors.verify import FlipEmbed
 from jobs.progress import console
 from jobs.stage import explain
-from jobs.train import CARD, WEIGHTS
 from jobs.trainer import IN_ORDER
-from raypipe import storage
-from raypipe.config import Build
+from raypipe.config.base import Pool
 from raypipe.recognizer import SIDE
 
 
 def embedded(
-    config: Build, actor: type[FlipEmbed], groups: pa.Table
+    weights: str, pool: Pool, actor: type[FlipEmbed], groups: pa.Table
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Embeddings of groups of images in their order, float32 (n, 512) each time, and how many had
-    to be resized."""
-    card = storage.read_json(storage.join(config.workspace, "train", CARD))
-    pool = config.evaluate.pool
+    """Embeddings of groups of images in their order, float32 (n, D) each time, and how many had to
+    be resized.
+
+    Args:
+        weights: file of a recognizer (`raypipe.recognizer.open_recognizer`).
+        groups: what the actor takes, a row a model batch.
+
+    Raises:
+        UserError: where the recognizer cannot be opened, or an image not be read.
+    """
     starts = range(0, len(groups), pool.batch_size)
     vectors = ray.data.from_arrow([groups.slice(i, pool.batch_size) for i in starts]).map_batches(
         actor,
         fn_constructor_kwargs={
-            "weights": storage.join(config.workspace, "train", WEIGHTS),
-            "depth": card["depth"],
-            "width": card["width"],
+            "weights": weights,
             "gpu": pool.num_gpus > 0,
             "threads": max(1, int(pool.num_cpus)),
         },

@@ -1,21 +1,20 @@
 """The part of `evaluate` that scores IJB-B and IJB-C."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.table import Table
 
 from actors.verify import FileEmbed
 from jobs.flip_embed import embedded, warn_of_resized
-from jobs.work import Work
-from raypipe.config import Build
+from raypipe.config.evaluate import EvaluateConfig
 from raypipe.errors import UserError
 from raypipe.formats.ijb import TemplatePairs, image_files, is_loose, read_ijb
 from raypipe.ijb import FARS, cosines, operating_point, roc_curve, template_features
+from raypipe.verification import thinned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +46,26 @@ def read_set(path: str, name: str) -> TemplateSet:
     return TemplateSet(name=name, pairs=pairs, files=files, loose=is_loose(path))
 
 
-def score(config: Build, work: Work, item: TemplateSet) -> dict[str, Any]:
-    """The protocol's numbers for one set."""
+def score(
+    item: TemplateSet, weights: str, options: EvaluateConfig, note: Callable[..., None]
+) -> dict[str, Any]:
+    """The protocol's numbers for one set; as `jobs.scoring.score`."""
     pairs, resized = item.pairs, []
 
     def blocks() -> Iterator[np.ndarray]:
-        groups = _groups(item, config.evaluate.images_per_batch)
-        for block, others in embedded(config, FileEmbed, groups):
+        groups = _groups(item, options.images_per_batch)
+        for block, others in embedded(weights, options.pool, FileEmbed, groups):
             resized.append(others)
             yield block
 
     start = time.perf_counter()
     features = template_features(pairs, blocks())
     seconds = time.perf_counter() - start
-    work.timing(f"embed {item.name}", seconds, len(pairs.same), len(item.files))
+    note(f"embed {item.name}", seconds, len(pairs.same), len(item.files))
     warn_of_resized(item.name, sum(resized), len(item.files))
-    with work.timed(f"score {item.name}"):
-        roc = roc_curve(cosines(features, pairs.first, pairs.second), pairs.same)
+    start = time.perf_counter()
+    roc = roc_curve(cosines(features, pairs.first, pairs.second), pairs.same)
+    note(f"score {item.name}", time.perf_counter() - start)
     found = {f"{far:g}": operating_point(roc, far) for far in FARS}
     return {
         "tar_at_far": {
@@ -72,6 +74,7 @@ def score(config: Build, work: Work, item: TemplateSet) -> dict[str, Any]:
             for far, (tar, reached, threshold) in found.items()
         },
         "auc": roc.auc,
+        "roc": thinned(roc.fars, roc.tars),
         "pairs": len(pairs.same),
         "genuine": int(pairs.same.sum()),
         "impostor": int((~pairs.same).sum()),
@@ -92,12 +95,3 @@ def _groups(item: TemplateSet, size: int) -> pa.Table:
             "points": pa.array(of_groups, pa.list_(pa.list_(pa.float32()))),
         }
     )
-
-
-def table_of(results: dict[str, dict[str, Any]]) -> Table:
-    """True accept rates in percent, as they are published; a row a set."""
-    table = Table("TAR in %, at FAR", *(f"{far:g}" for far in FARS))
-    for name, result in results.items():
-        tars = [point["tar"] for point in result["tar_at_far"].values()]
-        table.add_row(name, *(f"{100 * tar:.2f}" for tar in tars))
-    return table

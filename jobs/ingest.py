@@ -26,6 +26,7 @@ from raypipe.aligners import weights_files
 from raypipe.config import Build
 from raypipe.config.align import AlignerConfig
 from raypipe.config.ingest import SourceConfig
+from raypipe.errors import UserError
 from raypipe.faceset import ROWS, write_rows
 from raypipe.formats import Reader, open_reader
 from raypipe.formats.row_groups import RowGroupsReader
@@ -39,6 +40,8 @@ _SLOW_SECONDS = 5
 
 def run(config: Build) -> Manifest:
     """Ingests the configured sources into `{workspace}/ingest`."""
+    if not config.ingest.sources:
+        raise UserError("ingest.sources: names no set to read; see configs/demo.yaml")
     return ingest_sources(
         config, job="ingest", sources=config.ingest.sources, aligner=config.ingest.aligner
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from pyarrow.fs import FileSelector
 from ray import train
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
@@ -67,10 +68,11 @@ def fit(
     work: Work,
     worker: Callable[[dict[str, Any]], str | None],
     arguments: dict[str, Any],
-    dataset: ray.data.Dataset,
+    dataset: ray.data.Dataset | None,
     *,
     config: Workers,
     images: int,
+    min_workers: int | None = None,
 ) -> bytes:
     """Runs Ray Train to its end, or goes on from the last checkpoint; the state at the end.
 
@@ -79,7 +81,9 @@ def fit(
         worker: runs on every worker, with `arguments` and an actor `progress` beside them, the
             shard "train" and `load_state`; ends every epoch with `save_state`. Returns the user's
             mistake where there is one, the same on all workers.
+        dataset: that the workers share; none where they read for themselves.
         images: of the whole training, for the bar.
+        min_workers: with how many it goes on while others cannot be had; none: with all only.
 
     Raises:
         UserError: a mistake of the user's, on whatever worker it showed.
@@ -90,10 +94,10 @@ def fit(
     trainer = TorchTrainer(
         worker,
         train_loop_config={**arguments, "progress": progress},
-        datasets={"train": dataset},
+        datasets={} if dataset is None else {"train": dataset},
         dataset_config=train.DataConfig(execution_options=IN_ORDER),
         scaling_config=train.ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=(min_workers, config.num_workers) if min_workers else config.num_workers,
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker}
             | ({"GPU": 1} if config.use_gpu else {}),
@@ -121,25 +125,46 @@ def fit(
     if result.return_value:
         raise UserError(result.return_value)
     assert result.checkpoint is not None, "training ended without a checkpoint"
-    return _read(result.checkpoint)
+    return _read(result.checkpoint, _STATE)
 
 
 def load_state() -> bytes | None:
     """On a worker: what `save_state` saved last in this run, or in the one that it goes on from."""
     checkpoint = train.get_checkpoint()
-    return _read(checkpoint) if checkpoint else None
+    return _read(checkpoint, _STATE) if checkpoint else None
 
 
 def save_state(metrics: dict[str, Any], state: bytes | None) -> None:
     """On a worker, at the end of an epoch: the first one brings the state, the others None."""
-    if state is None:
+    save_files(metrics, {} if state is None else {_STATE: state})
+
+
+def load_files() -> tuple[list[str], Callable[[str], bytes]] | None:
+    """On a worker: names of the files that `save_files` saved last, and what reads one."""
+    checkpoint = train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    where, inner = checkpoint.filesystem, checkpoint.path
+    names = [entry.base_name for entry in where.get_file_info(FileSelector(inner))]
+
+    def read(name: str) -> bytes:
+        with where.open_input_file(storage.join(inner, name)) as stream:
+            return stream.read()
+
+    return names, read
+
+
+def save_files(metrics: dict[str, Any], files: dict[str, bytes]) -> None:
+    """On every worker at the same step: a checkpoint of the files of all of them."""
+    if not files:
         train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        storage.write_bytes(os.path.join(folder, _STATE), state)
+        for name, data in files.items():
+            storage.write_bytes(os.path.join(folder, name), data)
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 
-def _read(checkpoint: train.Checkpoint) -> bytes:
+def _read(checkpoint: train.Checkpoint, name: str) -> bytes:
     with checkpoint.as_directory() as folder:
-        return storage.read_bytes(os.path.join(folder, _STATE))
+        return storage.read_bytes(os.path.join(folder, name))

@@ -1,17 +1,16 @@
 """Embedders: aligned faces to vectors, behind one interface."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypipe import storage
 from raypipe.config.embed import EmbedderConfig
-from raypipe.errors import UserError
 from raypipe.models import dlib_resnet, iresnet
-from raypipe.models.loading import first_line, load_into, shipped
+from raypipe.models.arcface_onnx import ArcFaceModel
+from raypipe.models.loading import load_into, shipped
 
 SIZE = 112  # pixels; every embedder takes the ArcFace crop
 
@@ -82,39 +81,16 @@ class InsightFaceEmbedder:
     """An ONNX recognition model through insightface's own class, on a GPU where there is one."""
 
     def __init__(self, path: str, device: str | None) -> None:
-        import onnxruntime
-        from insightface.model_zoo.arcface_onnx import ArcFaceONNX
         from insightface.model_zoo.onnxruntime_utils import get_default_providers
 
-        if storage.is_uri(path):
-            raise UserError(f"{path}: an ONNX model must be a local file; copy it to the workers")
-        if not storage.exists(path):
-            raise UserError(f"{path}: no such file")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        providers = ["CPUExecutionProvider"] if device == "cpu" else get_default_providers()
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise UserError(
-                f"{path}: not an ONNX model that can be run ({first_line(error)})"
-            ) from error
-        inputs = [list(entry.shape) for entry in session.get_inputs()]
-        outputs = [list(entry.shape) for entry in session.get_outputs()]
-        faces = len(inputs) == 1 and inputs[0][1:] == [3, SIZE, SIZE] and inputs[0][0] != 1
-        vectors = len(outputs) == 1 and len(outputs[0]) == 2 and isinstance(outputs[0][1], int)
-        if not (faces and vectors):
-            raise UserError(
-                f"{path}: not a recognition model: inputs {inputs}, outputs {outputs}; "
-                f"expected [N, 3, {SIZE}, {SIZE}] and [N, dimension] with free N"
-            )
-        self.dimension: int = outputs[0][1]
+        cpu = ["CPUExecutionProvider"]
+        self._model = ArcFaceModel(path, cpu if device == "cpu" else get_default_providers())
+        self.dimension = self._model.dimensions
         self.weights_path = path
-        self._model: Any = ArcFaceONNX(model_file=path, session=session)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeds one model batch: uint8 (N, 112, 112, 3) RGB to float32 (N, D), not normalised."""
-        return self._model.forward(images.transpose(0, 3, 1, 2).astype(np.float32))
+        return self._model.embed(images)
 
 
 def open_embedder(config: EmbedderConfig, device: str | None = None) -> Embedder:

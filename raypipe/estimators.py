@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from raypipe.config.attributes import AttributeConfig
 from raypipe.errors import UserError
 from raypipe.models.face_attributes import ATTRIBUTES, FaceAttributes
-from raypipe.models.iresnet import BLOCKS, iresnet
-from raypipe.models.loading import check_state, first_line, load_state, shipped
+from raypipe.models.iresnet import load_iresnet
+from raypipe.models.loading import first_line, load_state, shipped
 
 _SHIPPED = "face_attributes.safetensors"
 
@@ -62,18 +62,7 @@ def magface(weights: str | None, device: str | torch.device) -> nn.Module:
     """
     if weights is None:
         raise UserError("estimator magface needs weights: name an IResNet's file")
-    state = load_state(weights)
-    names = [
-        [name for name in state if name.startswith(f"layer{k}.") and name.endswith(".conv1.weight")]
-        for k in (1, 2, 3, 4)
-    ]
-    blocks = tuple(map(len, names))
-    depths = [depth for depth, published in BLOCKS.items() if published == blocks]
-    if not depths:
-        raise UserError(f"{weights}: not an IResNet: {blocks} blocks in its four stages")
-    network = iresnet(depths[0], width=len(state["conv1.weight"]))
-    check_state(network, state, weights)
-    network.load_state_dict(state, strict=False)
+    network = load_iresnet(load_state(weights), weights)
     return _Norm(network).to(device)
 
 

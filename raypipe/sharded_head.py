@@ -4,6 +4,7 @@ An et al., "Killing Two Birds with One Stone: Efficient and Robust Training of F
 by Partial FC" (CVPR 2022); deepinsight/insightface, recognition/arcface_torch.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,20 +28,33 @@ def bounds(classes: int, rank: int, ranks: int) -> tuple[int, int]:
     return start, start + least + (rank < more)
 
 
-def split(matrix: Tensor, ranks: int) -> list[Tensor]:
-    """The shards of a matrix with a row for each class: its weights, or their momentum.
+def shard_file(start: int, stop: int) -> str:
+    """Name of the file with what belongs to the classes start to stop - 1."""
+    return f"head-{start}-{stop}.pt"
 
-    Returns:
-        A tensor for each rank, of the matrix's type, in memory of its own: saved, a view would
-        bring the whole matrix along.
+
+def read_shard(
+    names: Iterable[str], read: Callable[[str], dict[str, Tensor]], start: int, stop: int
+) -> dict[str, Tensor]:
+    """Cuts the shard of some classes out of the files of any number of ranks.
+
+    Args:
+        names: of all files of a checkpoint; those that `shard_file` named are looked at.
+        read: tensors of a file, with a row for each of its classes; files of other classes are not
+            read.
     """
-    parts = (bounds(len(matrix), rank, ranks) for rank in range(ranks))
-    return [matrix[start:stop].clone() for start, stop in parts]
-
-
-def join(shards: list[Tensor]) -> Tensor:
-    """The matrix that `split` split; shards in the order of their ranks."""
-    return torch.cat(shards)
+    parts: dict[str, list[Tensor]] = {}
+    bounds_of = {
+        name: tuple(map(int, name.removeprefix("head-").removesuffix(".pt").split("-")))
+        for name in names
+        if name.startswith("head-")
+    }
+    for name, (first, last) in sorted(bounds_of.items(), key=lambda item: item[1]):
+        low, high = max(first, start), min(last, stop)
+        if low < high:
+            for key, rows in read(name).items():
+                parts.setdefault(key, []).append(rows[low - first : high - first])
+    return {key: torch.cat(rows) for key, rows in parts.items()}
 
 
 class _Gather(torch.autograd.Function):

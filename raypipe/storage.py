@@ -45,12 +45,17 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
         UserError: for a scheme that pyarrow does not know.
     """
     if not is_uri(path):
-        return fs.LocalFileSystem(), os.path.abspath(path.removeprefix("file://"))
+        return fs.LocalFileSystem(), absolute(path)
     try:
         found, inner = fs.FileSystem.from_uri(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{path}: not a path raypipe can open ({error})") from error
     return found, inner
+
+
+def absolute(path: str) -> str:
+    """The path for a process that works in another folder, such as a worker of Ray Train."""
+    return path if is_uri(path) else os.path.abspath(path.removeprefix("file://"))
 
 
 def join(root: str, *parts: str) -> str:

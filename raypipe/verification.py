@@ -30,6 +30,8 @@ class Pairs:
         first, second: encoded images, P each.
         same: bool (P,), whether both show one person.
         folds: int (P,), rising; the folds are the protocol.
+        groups: a group of people for each pair, P, None where it is not known; None where the set
+            states none.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Pairs:
     second: list[bytes]
     same: np.ndarray
     folds: np.ndarray
+    groups: list[str | None] | None = None
 
 
 def read_pairs(path: str, name: str) -> Pairs:
@@ -70,7 +73,12 @@ def read_pairs(path: str, name: str) -> Pairs:
         if mine.all() or not mine.any():
             raise UserError(f"{called}: {path}: fold {fold} needs genuine and impostor pairs{hint}")
     return Pairs(
-        name=name, first=found.images[0::2], second=found.images[1::2], same=same, folds=folds
+        name=name,
+        first=found.images[0::2],
+        second=found.images[1::2],
+        same=same,
+        folds=folds,
+        groups=found.groups,
     )
 
 
@@ -128,8 +136,75 @@ def verify(
         thresholds=thresholds,
         tars={far: _tar(distances, same, folds, far) for far in fars},
         auc=float(np.trapezoid(true, false)),
-        roc=_thinned(false, true),
+        roc=thinned(false, true),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """What the protocol says of a group of people.
+
+    Attributes:
+        accuracy: share of right decisions, each at the threshold of its fold, which the pairs of
+            all groups together chose.
+        tar, far: shares of the group's genuine and impostor pairs that are accepted at these
+            thresholds; None where it has no such pairs. Comparing them between groups is comparing
+            them at one threshold, as NIST does (Grother et al. 2019, NISTIR 8280).
+        tars: false accept rate → (true accept rate, false accept rate reached) at the group's own
+            threshold: the highest at which no more of its impostor pairs are accepted. Empty where
+            it has only one kind of pair.
+    """
+
+    genuine: int
+    impostor: int
+    accuracy: float
+    tar: float | None
+    far: float | None
+    tars: dict[float, tuple[float, float]]
+
+
+def by_group(
+    distances: np.ndarray,
+    same: np.ndarray,
+    folds: np.ndarray,
+    groups: Sequence[str | None],
+    thresholds: Sequence[float],
+    fars: Sequence[float],
+) -> dict[str, GroupResult]:
+    """The results of each group, by name; pairs without a group are in none.
+
+    Args:
+        distances: squared distances (P,).
+        same: bool (P,).
+        folds: int (P,).
+        groups: of each pair, P.
+        thresholds: of each fold in rising order, as `verify` found them.
+        fars: false accept rates to report the true accept rate at.
+    """
+    _, folds = np.unique(folds, return_inverse=True)
+    accepted = distances < np.asarray(thresholds)[folds]
+    found = {}
+    for name in sorted({group for group in groups if group is not None}):
+        mine = np.array([group == name for group in groups])
+        genuine, impostor = mine & same, mine & ~same
+        both = bool(genuine.any() and impostor.any())
+        found[name] = GroupResult(
+            genuine=int(genuine.sum()),
+            impostor=int(impostor.sum()),
+            accuracy=float(np.mean(accepted[mine] == same[mine])),
+            tar=float(np.mean(accepted[genuine])) if genuine.any() else None,
+            far=float(np.mean(accepted[impostor])) if impostor.any() else None,
+            tars=_bounded(*_curve(distances[genuine], distances[impostor]), fars) if both else {},
+        )
+    return found
+
+
+def _bounded(
+    false: np.ndarray, true: np.ndarray, fars: Sequence[float]
+) -> dict[float, tuple[float, float]]:
+    """The last point of a curve whose false accept rate is not above each of those asked for."""
+    last = np.searchsorted(false, np.asarray(fars) * (1 + 1e-12), side="right") - 1
+    return {far: (float(true[i]), float(false[i])) for far, i in zip(fars, last, strict=True)}
 
 
 def _accepted(distances: np.ndarray, folds: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -186,8 +261,12 @@ def _curve(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.concatenate([[0.0], false]), np.concatenate([[0.0], true])
 
 
-def _thinned(false: np.ndarray, true: np.ndarray) -> list[tuple[float, float]]:
-    """About 200 points of the curve, half of them even in the rate and half in its logarithm."""
+def thinned(false: np.ndarray, true: np.ndarray) -> list[tuple[float, float]]:
+    """About 200 points of a ROC curve, half of them even in the rate and half in its logarithm.
+
+    Args:
+        false, true: float (K,), false and true accept rates, rising from (0, 0) to (1, 1).
+    """
     half = _CURVE_POINTS // 2
     least = false[false > 0].min()
     wanted = np.concatenate([np.linspace(0, 1, half), np.geomspace(least, 1, half)])

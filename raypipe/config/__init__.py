@@ -56,7 +56,7 @@ class Build(Settings):
     ray: RayConfig = RayConfig()
     embedder: EmbedderConfig = Field(description="network that turns a face into a vector")
     sample: SampleConfig | None = Field(None, description="make a world with known truth first")
-    ingest: IngestConfig = Field(description="where the base set is")
+    ingest: IngestConfig = Field(IngestConfig(), description="where the base set is")
     embed: EmbedConfig = EmbedConfig()
     clean: CleanConfig = CleanConfig()
     judge: JudgeConfig | None = Field(None, description="ask further experts about the cleaned set")

@@ -11,9 +11,10 @@ class VerificationSetConfig(Settings):
     name: str = Field(min_length=1, description="what the set is called in the results")
     path: str = Field(
         description="InsightFace's .bin, .xz, a folder with pairs.txt or with .npy and issame.txt, "
-        "or Parquet: first, second (image bytes), same, first_id, second_id, fold; where it states "
-        "no folds, they are ten contiguous parts. Or IJB_release/IJBB or IJBC as InsightFace has "
-        "it: meta/ with three lists, and loose_crop/, or aligned/ with 112×112 faces"
+        "or Parquet: first, second (image bytes), same, first_id, second_id, fold, and group where "
+        "known; where it states no folds, they are ten contiguous parts. Or IJB_release/IJBB or "
+        "IJBC as InsightFace has it: meta/ with three lists, and loose_crop/, or aligned/ with "
+        "112×112 faces"
     )
 
 
@@ -24,6 +25,9 @@ class EvaluateConfig(Settings):
     fars: list[float] = Field(
         [0.001, 0.01],
         description="false accept rates to report the true accept rate at; IJB has its own",
+    )
+    epochs: bool = Field(
+        True, description="score the weights that train kept of epochs too, on pairs, not on IJB"
     )
     images_per_batch: int = Field(
         64, ge=1, description="images in a model batch, grouped by their place in the set"

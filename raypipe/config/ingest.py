@@ -27,7 +27,7 @@ class IngestConfig(Settings):
     """Where the identities are, and how their images are read."""
 
     sources: list[SourceConfig] = Field(
-        min_length=1,
+        [],
         description="where identities come from, in the order they have in the set: the base set, "
         "and new ones that stand in for lost ones",
     )

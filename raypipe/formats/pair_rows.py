@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         ("fold", pa.int32()),
     ]
 )
+GROUP = "group"  # an optional column of strings
 _ROWS = 64
 _ROW_GROUP_BYTES = 32 << 20
 # Encoded images do not compress. A file that unpacks to so many times its size, and some more, is
@@ -51,7 +52,8 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def read_parquet(path: str) -> PairSet:
-    """Reads a file with the columns of `SCHEMA`; images that are equal are one object.
+    """Reads a file with the columns of `SCHEMA`, and `GROUP` where it has that; images that are
+    equal are one object.
 
     Raises:
         UserError: where it is no Parquet, or a column is missing, of another type or has no value.
@@ -68,9 +70,11 @@ def read_parquet(path: str) -> PairSet:
             "bytes: refused"
         )
     rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    groups: list[str | None] | None = [] if GROUP in opened.schema_arrow.names else None
+    columns = SCHEMA.names if groups is None else [*SCHEMA.names, GROUP]
     known: dict[bytes, bytes] = {}  # Parquet holds an image that recurs once; so do we
     try:
-        for batch in opened.iter_batches(_ROWS, columns=SCHEMA.names):
+        for batch in opened.iter_batches(_ROWS, columns=columns):
             for field in SCHEMA:
                 found = _column(batch.column(field.name), field, len(rows["same"]), path)
                 rows[field.name].extend(found)
@@ -78,6 +82,8 @@ def read_parquet(path: str) -> PairSet:
                 rows[name][-len(batch) :] = [
                     known.setdefault(image, image) for image in rows[name][-len(batch) :]
                 ]
+            if groups is not None:
+                groups.extend(_cast(batch.column(GROUP), GROUP, pa.string(), path))
     except _FAILURES as error:
         raise UserError(f"{path}: not readable as Parquet ({error})") from error
     return PairSet(
@@ -85,6 +91,7 @@ def read_parquet(path: str) -> PairSet:
         issame=np.array(rows["same"], bool),
         folds=np.array(rows["fold"], np.int32),
         ids=_interleaved(rows["first_id"], rows["second_id"]),
+        groups=groups,
     )
 
 
@@ -93,13 +100,17 @@ def _interleaved(first: list[Any], second: list[Any]) -> list[Any]:
 
 
 def _column(column: pa.Array, field: pa.Field, start: int, path: str) -> list[Any]:
-    try:
-        values = column.cast(field.type).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{path}: column {field.name!r} should be {field.type}") from error
+    values = _cast(column, field.name, field.type, path)
     if None in values:
         raise UserError(f"{path}: row {start + values.index(None)}: no {field.name}")
     return values
+
+
+def _cast(column: pa.Array, name: str, kind: pa.DataType, path: str) -> list[Any]:
+    try:
+        return column.cast(kind).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{path}: column {name!r} should be {kind}") from error
 
 
 def write_parquet(
@@ -108,14 +119,17 @@ def write_parquet(
     issame: np.ndarray,
     folds: np.ndarray | None,
     ids: Sequence[str] | None,
+    groups: Sequence[str | None] | None = None,
 ) -> None:
-    """Writes the columns of `SCHEMA`; see `raypipe.formats.verification.write_pairs`."""
+    """Writes the columns of `SCHEMA`, and `GROUP` where there are groups; see
+    `raypipe.formats.verification.write_pairs`."""
+    schema = SCHEMA if groups is None else SCHEMA.append(pa.field(GROUP, pa.string()))
     if folds is None:
         folds = contiguous(len(issame))
     if ids is None:
         known: dict[bytes, int] = {}
         ids = [f"{known.setdefault(image, len(known)):06d}" for image in images]
-    with pq.ParquetWriter(local, SCHEMA) as writer:
+    with pq.ParquetWriter(local, schema) as writer:
         for start, stop in _row_groups(images):
             mine = slice(2 * start, 2 * stop)
             columns = [
@@ -125,9 +139,10 @@ def write_parquet(
                 ids[mine][0::2],
                 ids[mine][1::2],
                 folds[start:stop],
+                *([] if groups is None else [groups[start:stop]]),
             ]
-            arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
-            writer.write_table(pa.table(arrays, schema=SCHEMA))
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
 
 
 def _row_groups(images: Sequence[bytes]) -> Iterator[tuple[int, int]]:

@@ -19,12 +19,15 @@ class PairSet:
         issame: bool (P,), whether both show one person.
         folds: int32 (P,), where the file states them; else None, which means ten contiguous folds.
         ids: what the file calls each image, where it does.
+        groups: a group of people for each pair, P, None where it is not known; None where the file
+            states none.
     """
 
     images: list[bytes]
     issame: np.ndarray
     folds: np.ndarray | None = None
     ids: list[str] | None = None
+    groups: list[str | None] | None = None
 
 
 def contiguous(pairs: int, folds: int = FOLDS) -> np.ndarray:

@@ -108,6 +108,7 @@ def write_pairs(
     *,
     folds: np.ndarray | None = None,
     ids: Sequence[str] | None = None,
+    groups: Sequence[str | None] | None = None,
 ) -> None:
     """Writes a verification set; equal sets give equal files.
 
@@ -119,6 +120,7 @@ def write_pairs(
             compressed), "pairs" (a folder with LFW's pairs.txt) or "parquet" (raypipe's own).
         folds: int (P,), rising; ten contiguous folds where not stated. Only Parquet can hold any.
         ids: 2P names of the images for Parquet; without them, equal images get an equal number.
+        groups: P groups of people for Parquet; other formats cannot hold them.
 
     Raises:
         UserError: where the set is no set, the format unknown or unable to hold its folds, or
@@ -137,13 +139,14 @@ def write_pairs(
         if format == "pairs":
             write_pairs_txt(local, images, issame, folds)
         elif format == "parquet":
-            write_parquet(local, images, issame, folds, ids)
+            write_parquet(local, images, issame, folds, ids, groups)
         else:
             write_pickle(local, images, issame, compressed=format == "xz")
 
 
 def convert_pairs(source: str, path: str, format: str) -> int:
-    """Writes a set that lies somewhere in another format, with its folds and names.
+    """Writes a set that lies somewhere in another format, with its folds; to Parquet also with its
+    names and groups.
 
     Args:
         source: what `read_pairs` reads.
@@ -156,5 +159,13 @@ def convert_pairs(source: str, path: str, format: str) -> int:
         UserError: as `read_pairs` and `write_pairs`.
     """
     found = load(source)
-    write_pairs(path, found.images, found.issame, format, folds=found.folds, ids=found.ids)
+    write_pairs(
+        path,
+        found.images,
+        found.issame,
+        format,
+        folds=found.folds,
+        ids=found.ids,
+        groups=found.groups,
+    )
     return len(found.issame)

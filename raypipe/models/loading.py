@@ -15,8 +15,12 @@ from raypipe.errors import UserError
 # Under which key published checkpoints keep the network: AdaFace and Lightning, arcface_torch's
 # checkpoint_gpu_*.pt, Vec2Face. arcface_torch's model.pt is bare.
 _WRAPPERS = ("state_dict", "state_dict_backbone", "model_vec2face")
-# What DistributedDataParallel, Lightning (AdaFace) and MagFace put before every name.
-_PREFIXES = ("module.", "model.", "features.module.")
+# What DistributedDataParallel, Lightning (AdaFace), MagFace and CVLface put before every name.
+# MagFace's are "features.module." or "module.features.": its trainer wraps one or the other.
+_PREFIXES = ("module.", "model.", "features.module.", "features.", "net.")
+# The first layer of MagFace's network. Only it tells the prefix "features." from the names of an
+# IResNet's last layer; beside it the files may hold the head.
+_FIRST = "conv1.weight"
 # Counts training steps; no result depends on it, and some files leave it out.
 _OPTIONAL = "num_batches_tracked"
 
@@ -54,8 +58,9 @@ def load_state(path: str) -> dict[str, Tensor]:
     """Name to tensor of a weights file, on the CPU.
 
     Unwraps what published checkpoints put around a network: an outer dictionary ("state_dict",
-    "state_dict_backbone", "model_vec2face") and prefixes ("module.", "model.", "features.module.");
-    where only some names have the prefix "model.", the others (the head) are left out.
+    "state_dict_backbone", "model_vec2face") and prefixes ("module.", "model.", "features.module.",
+    "module.features.", "net."); where only some names have the prefix of a network ("model." or
+    MagFace's), the others (the head) are left out.
 
     Args:
         path: path or URI; `.safetensors`, anything else is read as a PyTorch file.
@@ -63,6 +68,11 @@ def load_state(path: str) -> dict[str, Tensor]:
     Raises:
         UserError: where the file is missing, broken, or holds code or something else than tensors.
     """
+    return load_with_prefixes(path)[0]
+
+
+def load_with_prefixes(path: str) -> tuple[dict[str, Tensor], list[str]]:
+    """What `load_state` returns, and the prefixes that were taken off, outermost first."""
     content = _parse(path)
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -70,16 +80,19 @@ def load_state(path: str) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not names and tensors")
     state = {str(name): value for name, value in content.items()}
+    prefixes = []
     for prefix in _PREFIXES:
         inner = {name: value for name, value in state.items() if name.startswith(prefix)}
-        if inner and (prefix == "model." or len(inner) == len(state)):
+        whole = len(inner) == len(state) and prefix != "features."
+        if inner and (whole or prefix == "model." or prefix + _FIRST in state):
             state = {name.removeprefix(prefix): value for name, value in inner.items()}
+            prefixes.append(prefix)
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
     if not state:
         raise UserError(f"{path}: holds no tensors")
-    return state
+    return state, prefixes
 
 
 def metadata(path: str) -> dict[str, str]:

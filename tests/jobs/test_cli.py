@@ -28,6 +28,22 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path):
         )
 
 
+def test_evaluate_takes_a_configuration_or_files_and_says_which_is_missing(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("workspace: w\nembedder: {kind: dlib}\n")
+    for arguments, message in (
+        (["none.onnx", "lfw.bin"], "none.onnx: no such file"),
+        (["lfw.bin"], "neither a configuration"),
+        ([str(config), "lfw.bin"], "a configuration goes with no other path"),
+        (["none.onnx", "lfw.bin", "--follow"], "--follow and --set need a configuration"),
+        ([str(config), "--follow"], "train.keep_every is 0"),
+    ):
+        result = runner.invoke(app, ["evaluate", *arguments])
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 def test_looking_at_what_is_not_there(tmp_path):
     for command in ("inspect", "verify"):
         result = runner.invoke(app, [command, str(tmp_path)])

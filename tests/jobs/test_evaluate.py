@@ -1,15 +1,17 @@
 """Real evaluation of a recognizer with random weights on pairs of coloured noise."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
-from jobs import evaluate
+from jobs import evaluate, evaluate_files
 from jobs.work import begin
 from raypipe import storage
 from raypipe.aligners import ARCFACE_TEMPLATE, warp_to_template
@@ -19,6 +21,7 @@ from raypipe.formats import verification
 from raypipe.formats.pair_rows import SCHEMA
 from raypipe.images import decode, encode_png
 from raypipe.models.iresnet import iresnet
+from raypipe.onnx_export import export_onnx
 
 PEOPLE, SHOWN, FOLDS = 8, 3, 4
 
@@ -184,6 +187,157 @@ def test_an_undecodable_image_is_named_by_set_and_row(workspace, ray_cluster):
     with pytest.raises(UserError, match="'noise', row 17, first"):
         evaluate.run(configured(workspace))
     assert not (workspace / "evaluate/manifest.json").exists()
+
+
+def keep_epoch(workspace, epoch, seed):
+    """What train leaves of an epoch."""
+    torch.manual_seed(seed)
+    path = str(workspace / f"train/epochs/epoch-{epoch:03d}.safetensors")
+    storage.write_bytes(path, save(iresnet("10", width=2).state_dict()))
+
+
+@pytest.mark.slow
+def test_kept_epochs_are_scored_once_and_each_as_if_it_were_the_last(workspace, ray_cluster):
+    write_pairs(workspace / "noise.parquet")
+    keep_epoch(workspace, 2, seed=1)
+    keep_epoch(workspace, 10, seed=0)  # the weights of the final recognizer
+    (workspace / "train/epochs/epoch-011.safetensors.0.tmp").write_bytes(b"not whole yet")
+    manifest = evaluate.run(configured(workspace))
+    path = workspace / "evaluate/results.json"
+    results = json.loads(path.read_bytes())
+    assert [epoch["epoch"] for epoch in results["epochs"]] == [2, 10]
+    last = results["epochs"][1]["sets"]["noise"]
+    assert last == {name: results["sets"]["noise"][name] for name in last}
+    assert results["epochs"][0]["sets"]["noise"]["auc"] != last["auc"]
+    table = (workspace / "evaluate/results.md").read_text()
+    assert "## Accuracy by epoch" in table
+    assert "| HSFace10K, 0.5M | 98.87 |" in table
+
+    # An epoch is scored anew only where its weights are others.
+    files = [workspace / f"evaluate/epochs/epoch-{epoch:03d}.json" for epoch in (2, 10)]
+    written = [file.stat().st_mtime_ns for file in files]
+    keep_epoch(workspace, 2, seed=0)
+    for name in ("manifest.json", "results.json"):
+        (workspace / "evaluate" / name).unlink()
+    again = evaluate.run(configured(workspace))
+    assert again.content_digest != manifest.content_digest
+    assert files[0].stat().st_mtime_ns != written[0]
+    assert files[1].stat().st_mtime_ns == written[1]
+    first, second = json.loads(path.read_bytes())["epochs"]
+    assert first["sets"] == second["sets"]
+
+    with pytest.raises(UserError, match="inputs.epochs"):
+        evaluate.run(configured(workspace, epochs=False))
+
+
+@pytest.mark.slow
+def test_beside_training_every_epoch_is_scored_as_it_comes(workspace, ray_cluster, capsys):
+    """Train is played by a thread that leaves the files it leaves, and its manifest last."""
+    write_pairs(workspace / "noise.parquet")
+    manifest = workspace / "train/manifest.json"
+    done = manifest.read_bytes()
+    manifest.unlink()
+    found = []
+
+    def train():
+        for epoch in (1, 2):
+            keep_epoch(workspace, epoch, seed=epoch)
+            scored = workspace / f"evaluate/epochs/epoch-{epoch:03d}.json"
+            while not scored.exists():
+                time.sleep(0.05)
+            found.append(epoch)
+        keep_epoch(workspace, 3, seed=3)
+        manifest.write_bytes(done)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    config = configured(workspace, epochs=True)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"keep_every": 1})})
+    evaluate.follow(config)
+    thread.join(10)
+    assert found == [1, 2]
+    results = json.loads((workspace / "evaluate/results.json").read_text())
+    assert [epoch["epoch"] for epoch in results["epochs"]] == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert all(said.count(f"evaluate: epoch {epoch}: noise") == 1 for epoch in (1, 2, 3))
+    assert "waiting for more in" in said
+
+
+def test_without_kept_epochs_there_is_nothing_to_follow(workspace):
+    with pytest.raises(UserError, match="train.keep_every is 0"):
+        evaluate.follow(configured(workspace))
+
+
+@pytest.mark.slow
+def test_groups_are_scored_where_the_set_states_them(workspace, ray_cluster):
+    rows = write_pairs(workspace / "noise.parquet")
+    table = pq.read_table(workspace / "noise.parquet")
+    groups = [("even", "odd")[i % 2] for i in range(len(rows))]
+    pq.write_table(table.append_column("group", pa.array(groups)), workspace / "noise.parquet")
+    evaluate.run(configured(workspace))
+    found = json.loads((workspace / "evaluate/results.json").read_text())["sets"]["noise"]
+    assert set(found["groups"]) == {"even", "odd"}
+    for parts in ("genuine", "impostor"):
+        assert sum(group[parts] for group in found["groups"].values()) == found[parts]
+    # Folds and groups are of equal size, so the accuracies are means of each other.
+    mean = np.mean([group["accuracy"] for group in found["groups"].values()])
+    assert mean == pytest.approx(found["accuracy"])
+    assert "By group" in (workspace / "evaluate/results.md").read_text()
+
+
+@pytest.mark.slow
+def test_files_of_anyone_give_what_the_job_gives(workspace, ray_cluster, tmp_path, capsys):
+    """Weights, and the same network in ONNX, without a workspace."""
+    write_pairs(workspace / "noise.parquet")
+    evaluate.run(configured(workspace, images_per_batch=64, fars=[0.001, 0.01]))
+    expected = json.loads((workspace / "evaluate/results.json").read_text())["sets"]["noise"]
+    weights = str(workspace / "train/recognizer.safetensors")
+    model, out = str(tmp_path / "small.onnx"), str(tmp_path / "out.json")
+    export_onnx(weights, model)
+    evaluate_files.run([weights, model, str(workspace / "noise.parquet")], out, gpu=False)
+    found = json.loads((tmp_path / "out.json").read_text())["recognizers"]
+    assert list(found) == sorted([weights, model])
+    of_weights = found[weights]["sets"]["noise"]
+    assert of_weights.keys() == expected.keys()
+    for name in ("accuracies", "thresholds", "auc"):
+        assert of_weights[name] == pytest.approx(expected[name])
+    assert found[weights]["weights"] == storage.sha256_file(weights)
+    of_onnx = found[model]["sets"]["noise"]
+    assert of_onnx["auc"] == pytest.approx(expected["auc"], abs=0.01)
+    assert of_onnx["pairs"] == expected["pairs"]
+    said = capsys.readouterr().err
+    assert "HSFace10K" in said and "published [1]" in said and "not measured here" in said
+
+    save_file({"some.weight": torch.zeros(2)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(
+        UserError, match="other.safetensors: weights of no recognizer that is known"
+    ):
+        evaluate_files.run(
+            [str(tmp_path / "other.safetensors"), str(workspace / "noise.parquet")], None, gpu=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["{}/none.onnx", "{}/noise.parquet"], "none.onnx: no such file"),
+        (["{}/train/recognizer.safetensors", "{}/lfw.bin"], "'lfw': .*lfw.bin: no such file"),
+        (["{}/train/recognizer.safetensors", "{}/text.bin"], "text.bin: no verification set"),
+        (["{}/train/recognizer.safetensors"], "no verification set to score on"),
+        (["{}/noise.parquet"], "neither a configuration .* nor a recognizer"),
+        (["{}/a.pt", "{}/x/noise.bin", "{}/noise.parquet"], "a.pt: no such file"),
+        (
+            ["{}/train/recognizer.safetensors", "{}/x/noise.bin", "{}/noise.parquet"],
+            "two verification sets have one name",
+        ),
+    ],
+)
+def test_a_path_that_is_wrong_is_one_line(workspace, paths, message):
+    write_pairs(workspace / "noise.parquet")
+    (workspace / "text.bin").write_text("nothing of the kind")
+    with pytest.raises(UserError, match=message) as caught:
+        evaluate_files.run([path.format(workspace) for path in paths], None, gpu=False)
+    assert "\n" not in str(caught.value)
 
 
 TEMPLATES = [(0, 5), (0, 5), (0, 6), (1, 5), (2, 7), (2, 7), (3, 8), (3, 9), (3, 9)]

@@ -11,8 +11,10 @@ import time
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from safetensors.torch import load_file
 
 from jobs import train
@@ -22,6 +24,7 @@ from raypipe.config import parse
 from raypipe.errors import UserError
 from raypipe.images import encode_jpeg
 from raypipe.models.iresnet import iresnet
+from raypipe.schedule import Steps, epoch_fingerprint
 from raypipe.training_set import FLAT, to_parquet
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -42,6 +45,9 @@ def make_set(workspace, damaged=None):
                 "key": f"{label:07d}_{position:04d}",
                 "data": data[:300] if position == damaged else data,
                 "label": label,
+                "identity_id": f"base/{label}",
+                "image_id": f"{position:04d}.jpg",
+                "phase": label % 2,
                 "position": position,
             }
         )
@@ -63,18 +69,24 @@ CONFIG = {
         "epochs": 3,
         "batch_size": 16,
         "lr": 0.05,
+        "lr_batch": 16,
         "milestones": [2],
         "margin": 0.2,
     },
 }
 
 
+def expected_orders(config, workers=1):
+    """What the trainer says before it trains, as fingerprints of epochs."""
+    rows = train.find_set(config).rows
+    schedule = train.make_schedule(config, rows)
+    steps = Steps.of(config.train.batch_size, config.train.micro_batch, workers)
+    epochs = range(config.train.epochs)
+    return [f"{epoch_fingerprint(schedule, steps, epoch):016x}" for epoch in epochs]
+
+
 def configured(workspace, **changes):
     return parse(CONFIG | {"workspace": str(workspace), "train": CONFIG["train"] | changes}, "test")
-
-
-def order_of_the_set():
-    return hashlib.sha256(np.arange(IMAGES, dtype="<i8").tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +102,8 @@ def test_trains_in_the_order_of_the_set(undisturbed):
     workspace, manifest = undisturbed
     history = storage.read_json(str(workspace / "train/history.json"))["epochs"]
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
-    assert {epoch["order"] for epoch in history} == {order_of_the_set()}
+    assert [epoch["order"] for epoch in history] == expected_orders(configured(workspace))
+    assert len({epoch["order"] for epoch in history}) == 3
     assert {epoch["images"] for epoch in history} == {IMAGES}
     assert history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["accuracy"] > 0.5
@@ -149,18 +162,23 @@ def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
 
 
-def test_a_killed_driver_resumes_from_its_checkpoint(undisturbed, tmp_path):
-    make_set(tmp_path)
-    config = configured(tmp_path)
+def start_driver(config):
+    """The training in a process of its own, on the cluster of the tests."""
     code = (
         "import sys; from jobs import train; from raypipe.config import Build;"
         "train.run(Build.model_validate_json(sys.argv[1]))"
     )
     address = ray.get_runtime_context().gcs_address
-    first = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", code, config.model_dump_json()],
         env={**os.environ, "RAY_ADDRESS": address},
     )
+
+
+def test_a_killed_driver_resumes_from_its_checkpoint(undisturbed, tmp_path):
+    make_set(tmp_path)
+    config = configured(tmp_path)
+    first = start_driver(config)
     wait_for_a_checkpoint(tmp_path)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
@@ -168,15 +186,106 @@ def test_a_killed_driver_resumes_from_its_checkpoint(undisturbed, tmp_path):
     assert train.run(config).content_digest == undisturbed[1].content_digest
 
 
-def test_two_workers_share_the_set_and_stop_together_when_the_loss_is_no_number(tmp_path):
+@pytest.mark.parametrize("schedule", ["sequential", "paced", "mixed"])
+def test_two_workers_take_what_the_order_says_they_will(tmp_path, schedule):
     make_set(tmp_path)
-    manifest = train.run(configured(tmp_path, num_workers=2, epochs=1, cpus_per_worker=0.5))
+    config = configured(
+        tmp_path, num_workers=2, epochs=2, cpus_per_worker=0.5, milestones=[],
+        curriculum={"schedule": schedule}, micro_batch=8, keep_every=1,
+    )  # fmt: skip
+    train.run(config)
+    history = storage.read_json(str(tmp_path / "train/history.json"))["epochs"]
+    assert [epoch["order"] for epoch in history] == expected_orders(config, workers=2)
+    # The same images make the steps of one worker.
+    assert expected_orders(config, workers=1) == expected_orders(config, workers=2)
+    assert [epoch["workers"] for epoch in history] == [2, 2]
+    printed = [[*train.order(config, 2, rank, 2)] for rank in (0, 1)]
+    assert len(printed[0]) == len(printed[1])
+    length = history[1]["images"]
+    first = {position for rank in printed for position, _ in rank}
+    assert len(first) == length == (IMAGES if schedule != "paced" else len(first))
+    assert all(name.endswith(f"/{position:04d}.jpg") for position, name in printed[0])
+    kept = [load_file(tmp_path / "train" / train.epoch_file(epoch)) for epoch in (1, 2)]
+    final = load_file(tmp_path / "train/recognizer.safetensors")
+    assert torch.equal(kept[1]["fc.weight"], final["fc.weight"])
+    assert not torch.equal(kept[0]["fc.weight"], final["fc.weight"])
+
+
+def test_a_loss_that_is_no_number_stops_all_workers_and_names_the_images(tmp_path):
+    make_set(tmp_path)
+    config = configured(tmp_path, num_workers=2, cpus_per_worker=0.5, lr=1e30, warmup_epochs=0)
+    with pytest.raises(
+        UserError, match=r"the loss is no number any more in epoch 1.*base/\d/\d{4}"
+    ):
+        train.run(config)
+    found = storage.read_json(str(tmp_path / "train/diverged.json"))
+    rows = train.find_set(config).rows
+    whole = train.make_schedule(config, rows).epoch(0)
+    place = whole.tolist().index(found["positions"][0])
+    assert place % 16 == 0
+    assert found["positions"] == whole[place : place + 16].tolist()
+    assert found["images"] == rows.names(np.array(found["positions"]))
+
+
+def test_a_run_killed_inside_an_epoch_goes_on_with_other_workers(tmp_path):
+    """Killed with one worker, it goes on with two: the rest of the epoch, and no image twice."""
+    make_set(tmp_path)
+    settings = {"checkpoint_steps": 1, "epochs": 2, "milestones": [], "micro_batch": 8}
+    first = start_driver(configured(tmp_path, **settings))
+    wait_for_a_checkpoint(tmp_path)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    config = configured(tmp_path, **settings, num_workers=2, cpus_per_worker=0.5)
+    train.run(config)
+    history = storage.read_json(str(tmp_path / "train/history.json"))["epochs"]
+    assert [epoch["order"] for epoch in history] == expected_orders(config, workers=2)
+    assert [epoch["images"] for epoch in history] == [IMAGES] * 2
+    assert history[-1]["workers"] == 2
+
+
+def test_fewer_workers_than_wanted_are_enough_where_that_is_allowed(tmp_path):
+    make_set(tmp_path)
+    settings = {"num_workers": 2, "cpus_per_worker": 5, "epochs": 1, "milestones": []}  # 8 CPUs
+    with pytest.raises(UserError, match="train: the cluster cannot hold"):
+        train.run(configured(tmp_path, **settings))
+    config = configured(tmp_path, **settings, min_workers=1)
+    train.run(config)
     (epoch,) = storage.read_json(str(tmp_path / "train/history.json"))["epochs"]
-    assert (epoch["images"], epoch["images_here"]) == (IMAGES, IMAGES // 2)
-    assert manifest.counts["images"] == IMAGES
-    storage.delete(str(tmp_path / "train"))
-    with pytest.raises(UserError, match="the loss is no number any more in epoch 1"):
-        train.run(configured(tmp_path, num_workers=2, lr=1e30, warmup_epochs=0))
+    assert epoch["workers"] == 1
+    assert epoch["order"] == expected_orders(config)[0]
+
+
+def test_trains_on_a_set_of_anyones(tmp_path, monkeypatch):
+    make_set(tmp_path)
+    monkeypatch.chdir(tmp_path)  # workers are elsewhere
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    paths = sorted((tmp_path / "assemble/parquet").iterdir())
+    table = pa.concat_tables(pq.read_table(path) for path in paths)
+    pq.write_table(table.select(["image", "label"]), folder / "train-00000-of-00001.parquet")
+    config = configured(
+        "run",
+        set="set",
+        epochs=1,
+        milestones=[],
+        ema=0.9,
+        network="mobilefacenet",
+    )
+    manifest = train.run(config)
+    assert manifest.counts == {"classes": CLASSES, "images": IMAGES, "epochs": 1}
+    assert next(train.order(config, 1, 0, 1))[1].startswith("position ")
+    (events,) = (tmp_path / "run/train/tensorboard").iterdir()
+    assert b"epoch/accuracy" in events.read_bytes()
+    with pytest.raises(UserError, match="holds no Parquet files; `raypipe convert"):
+        train.run(configured(tmp_path / "other", set=str(tmp_path / "assemble/webdataset")))
+
+
+def test_an_epoch_or_a_worker_that_is_not_there_is_refused(tmp_path):
+    make_set(tmp_path)
+    with pytest.raises(UserError, match="epoch 4 is not in 1 to 3"):
+        next(train.order(configured(tmp_path), 4, 0, 1))
+    with pytest.raises(UserError, match="rank 2 is not in 0 to 1"):
+        next(train.order(configured(tmp_path), 1, 2, 2))
 
 
 def test_an_undecodable_image_is_named(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from raypipe.config.train import TrainConfig
 from raypipe.heads import make_head
-from raypipe.sharded_head import RowSGD, ShardedHead, bounds, join, split
+from raypipe.sharded_head import RowSGD, ShardedHead, bounds, read_shard, shard_file
 
 HEADS = ["arcface", "cosface", "combined", "adaface", "magface"]
 CLASSES, DIMENSIONS, ROWS = 23, 8, 12  # of all ranks; 23 divides neither by 2 nor by 3
@@ -121,7 +121,7 @@ def test_loss_gradients_and_accuracy_are_those_of_the_whole_head(ranks, name, ki
     tolerance = 1e-5 if kind == torch.float32 else 2**-8
     gradients = torch.cat([result["embeddings"] for result in results])
     assert_same(gradients, expected["embeddings"], tolerance)
-    assert_same(join([result["weight"] for result in results]), head.weight.grad)
+    assert_same(torch.cat([result["weight"] for result in results]), head.weight.grad)
     assert 0 < expected["right"] < ROWS
     assert sum(result["right"] for result in results) == expected["right"]
 
@@ -166,7 +166,7 @@ def test_a_sampled_step_is_one_of_the_taken_classes_alone(ranks):
         starts = [bounds(CLASSES, number, len(ranks))[0] for number in range(len(ranks))]
         taken = torch.cat([f["rows"] + start for f, start in zip(found, starts, strict=True)])
         head = whole_head("cosface")
-        before = join([f["before"] for f in found])
+        before = torch.cat([f["before"] for f in found])
         head.weight = torch.nn.Parameter(before[taken].clone())
         embeddings, labels = batch(seed=step)
         expected = run(head.loss, embeddings, torch.searchsorted(taken, labels))
@@ -181,12 +181,12 @@ def test_a_sampled_step_is_one_of_the_taken_classes_alone(ranks):
         assert_same(torch.cat([f["gradient"] for f in found]), head.weight.grad)
         after = before.clone()
         after[taken] = head.weight.detach()
-        rested, momentum = momentum, join([f["momentum"] for f in found])
+        rested, momentum = momentum, torch.cat([f["momentum"] for f in found])
         left = torch.ones(CLASSES, dtype=bool).index_fill(0, taken, False)
         assert left.any()
-        assert torch.equal(join([f["after"] for f in found])[left], before[left])
+        assert torch.equal(torch.cat([f["after"] for f in found])[left], before[left])
         assert torch.equal(momentum[left], rested[left])
-        assert_same(join([f["after"] for f in found]), after)
+        assert_same(torch.cat([f["after"] for f in found]), after)
         assert_same(momentum[taken], optimizer.state[head.weight]["momentum_buffer"])
 
 
@@ -207,27 +207,55 @@ def test_sampling_goes_on_from_its_state():
     assert torch.equal(resumed.head.weight, whole.head.weight)
 
 
-@pytest.mark.parametrize("classes", [5, 6, 7, 3])
-def test_shards_are_joined_and_split_anew_bit_by_bit(classes):
+def cut(files, classes, ranks):
+    """What so many ranks read of files, and write again: name → tensors."""
+    parts = {}
+    for rank in range(ranks):
+        start, stop = bounds(classes, rank, ranks)
+        parts[shard_file(start, stop)] = read_shard(files, files.__getitem__, start, stop)
+    return parts
+
+
+@pytest.mark.parametrize("classes", [5, 6, 7, 13])
+def test_shards_are_cut_anew_bit_by_bit(classes):
     weight = torch.randn(classes, 4)
-    momentum = weight.bfloat16()
-    for matrix in (weight, momentum):
-        two = split(matrix, 2)
-        three = split(join(two), 3)
-        (one,) = split(join(three), 1)
-        assert torch.equal(one, matrix)
-        assert [len(shard) for shard in three] == [
-            bounds(classes, rank, 3)[1] - bounds(classes, rank, 3)[0] for rank in range(3)
-        ]
-        assert max(map(len, three)) - min(map(len, three)) <= 1
-        assert three[0].untyped_storage().nbytes() == three[0].nbytes
+    whole = {"weight": weight, "momentum": weight.bfloat16()}
+    two = cut({shard_file(0, classes): whole}, classes, 2)
+    three = cut(two, classes, 3)
+    one = cut(three, classes, 1)
+    assert len(three) == 3
+    assert [*one] == [shard_file(0, classes)]
+    for name, matrix in whole.items():
+        assert torch.equal(one[shard_file(0, classes)][name], matrix)
+        sizes = [len(part[name]) for part in three.values()]
+        assert sum(sizes) == classes
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_files_of_other_classes_are_not_read():
+    files = cut({shard_file(0, 10): {"weight": torch.randn(10, 4)}}, 10, 5)
+    read = []
+
+    def get(name):
+        read.append(name)
+        return files[name]
+
+    shard = read_shard([*files, "state.pt"], get, 3, 6)
+    assert read == ["head-2-4.pt", "head-4-6.pt"]
+    assert len(shard["weight"]) == 3
 
 
 def test_a_sharded_head_goes_on_with_other_numbers_of_ranks(ranks):
-    """The shards of 2 or 3 processes, joined, and split for 3 or 2."""
+    """The shards of 2 or 3 processes, cut anew for 3 or 2."""
     shards = [rank["adaface", torch.float32]["state"]["weight"] for rank in ranks]
-    other = split(join(shards), 5 - len(ranks))
-    assert torch.equal(join(other), whole_head("adaface").weight)
+    files = {
+        shard_file(*bounds(CLASSES, rank, len(ranks))): {"weight": shard}
+        for rank, shard in enumerate(shards)
+    }
+    other = cut(files, CLASSES, 5 - len(ranks))
+    assert torch.equal(
+        torch.cat([p["weight"] for p in other.values()]), whole_head("adaface").weight
+    )
 
 
 if __name__ == "__main__":

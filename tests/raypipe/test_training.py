@@ -1,182 +1,239 @@
-import hashlib
 import io
+import json
 import pickle
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import distributed
 
+from raypipe.config.augment import AugmentConfig
 from raypipe.config.train import TrainConfig
 from raypipe.errors import UserError
 from raypipe.images import encode_png
+from raypipe.schedule import Schedule, Steps, epoch_fingerprint
 from raypipe.training import (
     DivergedError,
-    Recognition,
+    Training,
+    check_colours,
     decode_batch,
     learning_rate,
-    make_optimizer,
-    pack_state,
     parameter_groups,
     read_state,
-    train_epoch,
-    unpack_state,
 )
 
 CONFIG = TrainConfig(
-    depth="10", width=2, epochs=2, batch_size=4, lr=0.05, warmup_epochs=0.5, milestones=[1]
+    depth="10",
+    width=2,
+    epochs=2,
+    batch_size=4,
+    micro_batch=4,
+    lr=0.05,
+    lr_batch=4,
+    warmup_epochs=0.5,
+    milestones=[1],
 )
-CLASSES = 3
+CLASSES, IMAGES = 3, 10
+CPU = torch.device("cpu")
+HEADS = ["arcface", "cosface", "combined", "adaface", "magface"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def faces(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 112, 112, 3), dtype=np.uint8)
 
 
-def rows(images, start=0):
+def rows(images, positions, epoch=0):
     data = [{"bytes": encode_png(image), "path": None} for image in images]
-    positions = range(start, start + len(images))
     labels = [position % CLASSES for position in positions]
-    return pa.table({"image": data, "label": labels, "position": list(positions)})
-
-
-def batches(images=10, epoch=0, size=4):
-    table = rows(faces(images))
-    for start in range(0, images, size):
-        yield decode_batch(table.slice(start, size), seed=1, epoch=epoch, flip=True)
-
-
-def run_epoch(module, optimizer, epoch, config=CONFIG, images=10, source=None):
-    return train_epoch(
-        module,
-        optimizer,
-        source or batches(images, epoch),
-        config=config,
-        epoch=epoch,
-        steps=-(-images // config.batch_size),
-        on_step=lambda step, done: None,
+    return pa.table(
+        {
+            "image": data,
+            "label": labels,
+            "position": list(positions),
+            "epoch": [epoch] * len(labels),
+        }
     )
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+FACES = faces(IMAGES)
 
 
-def test_decodes_rows_and_mirrors_by_seed_epoch_and_position():
-    images = faces(40)
-    whole = decode_batch(rows(images), seed=1, epoch=0, flip=True)
-    mirrored = []
-    for image, got in zip(images, whole["images"].numpy(), strict=True):
-        mirrored.append(np.array_equal(got, image[:, ::-1]))
-        assert mirrored[-1] or np.array_equal(got, image)
-    assert 10 < sum(mirrored) < 30
-    assert whole["labels"].tolist() == [i % CLASSES for i in range(40)]
-    assert whole["positions"].tolist() == list(range(40))
-    part = decode_batch(rows(images).slice(30), seed=1, epoch=0, flip=True)
-    assert torch.equal(part["images"], whole["images"][30:])
-    other = decode_batch(rows(images), seed=1, epoch=1, flip=True)
-    assert not torch.equal(other["images"], whole["images"])
-    plain = decode_batch(rows(images), seed=1, epoch=0, flip=False)
-    assert np.array_equal(plain["images"].numpy(), images)
+def schedule(config=CONFIG):
+    return Schedule(
+        config.curriculum, np.zeros(IMAGES, int), np.zeros(1, int), epochs=config.epochs, seed=1
+    )
+
+
+def batches(config, steps, epoch=0, place=0, rank=0):
+    """Micro-batches from a place on to the end of the training."""
+    for number in range(epoch, config.epochs):
+        windows = schedule(config).windows(number)
+        mine = steps.of_worker(windows, rank, place if number == epoch else 0)
+        for positions in np.concatenate(mine).reshape(-1, steps.micro):
+            yield decode_batch(
+                rows(FACES[positions], positions.tolist(), number), config.augment, 1
+            )
+
+
+def start(config=CONFIG, workers=1, seed=1, **changes):
+    config = TrainConfig(**config.model_dump() | changes)
+    steps = Steps.of(config.batch_size, config.micro_batch, workers)
+    return Training(config, CLASSES, seed, steps, CPU), config, steps
+
+
+def finish(training, config, steps, rank=0):
+    """Trains to the end; the history."""
+    feed = batches(config, steps, training.progress.epoch, training.progress.place, rank)
+    while training.progress.epoch < config.epochs:
+        assert training.run_epoch(feed, IMAGES, on_step=None)
+        training.end_epoch(IMAGES)
+    return training.history
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def measured(history):
+    """What does not depend on the machine."""
+    return [{k: v for k, v in e.items() if "second" not in k and k != "workers"} for e in history]
+
+
+def test_decodes_rows():
+    batch = decode_batch(rows(FACES, range(IMAGES)), AugmentConfig.preset("none"), 1)
+    assert np.array_equal(batch["images"].numpy(), FACES)
+    assert batch["labels"].tolist() == [i % CLASSES for i in range(IMAGES)]
+    assert batch["positions"].tolist() == list(range(IMAGES))
 
 
 def test_names_the_image_that_cannot_be_used():
-    broken = rows(faces(3)).set_column(0, "image", [[{"bytes": b"\x89PNG\r\n", "path": None}] * 3])
+    broken = rows(FACES[:3], [7, 8, 9])
+    broken = broken.set_column(0, "image", [[{"bytes": b"\x89PNG\r\n", "path": None}] * 3])
     with pytest.raises(UserError, match="position 7"):
-        decode_batch(broken.set_column(2, "position", [[7, 8, 9]]), seed=0, epoch=0, flip=False)
+        decode_batch(broken, CONFIG.augment, 0)
     with pytest.raises(UserError, match="position 0: 60×50 pixels, training needs 112×112"):
-        decode_batch(rows(faces(2)[:, :50, :60]), seed=0, epoch=0, flip=False)
+        decode_batch(rows(FACES[:2, :50, :60], [0, 1]), CONFIG.augment, 0)
+
+
+def test_a_known_picture_reaches_the_network_as_published(monkeypatch):
+    check_colours(CPU)
+    from raypipe import training
+
+    real = training.decode_faces
+    monkeypatch.setattr(training, "decode_faces", lambda *a, **k: real(*a, **k).flip(3))
+    with pytest.raises(AssertionError, match="a known picture reaches the network changed"):
+        check_colours(CPU)
 
 
 def test_rate_warms_up_and_falls_at_milestones():
     config = TrainConfig(lr=0.1, warmup_epochs=2, milestones=[3, 5], epochs=6)
-    rates = [learning_rate(config, epoch, step, 10) for epoch in range(6) for step in range(10)]
+    rates = [learning_rate(config, (step + 1) / 10, 512) for step in range(60)]
     assert rates[:20] == pytest.approx([0.1 * (i + 1) / 20 for i in range(20)])
     assert rates[20:30] == pytest.approx([0.1] * 10)
     assert rates[30:50] == pytest.approx([0.01] * 20)
     assert rates[50:] == pytest.approx([0.001] * 10)
-    assert learning_rate(TrainConfig(warmup_epochs=0), 0, 0, 10) == 0.1
+    assert learning_rate(TrainConfig(warmup_epochs=0), 0.001, 512) == 0.1
 
 
-def test_only_convolutions_linear_layers_and_head_decay():
-    module = Recognition(CONFIG, CLASSES, 0)
-    decayed, free = parameter_groups(module, 5e-4)
+def test_rate_falls_to_zero_in_a_line():
+    config = TrainConfig(lr=0.1, warmup_epochs=2, decay="linear", epochs=6)
+    rates = [learning_rate(config, done, 512) for done in (1, 2, 3, 5, 6)]
+    assert rates == pytest.approx([0.05, 0.1, 0.075, 0.025, 0.0])
+
+
+def test_rate_is_proportional_to_the_images_of_a_step():
+    config = TrainConfig(lr=0.1, lr_batch=1024, warmup_epochs=0)
+    assert [learning_rate(config, 1, n) for n in (512, 1024)] == pytest.approx([0.05, 0.1])
+
+
+def test_only_convolutions_and_linear_layers_decay():
+    network = start()[0].network
+    decayed, free = parameter_groups(network, 5e-4)
     assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
     decays = {names[id(p)] for p in decayed["params"]}
-    assert {"head.weight", "network.fc.weight", "network.conv1.weight"} <= decays
+    assert {"fc.weight", "conv1.weight"} <= decays
     assert not [n for n in decays if ".bn" in n or "prelu" in n or n.endswith("bias")]
-    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    trained = {n for n, p in network.named_parameters() if p.requires_grad}
     assert decays | {names[id(p)] for p in free["params"]} == trained
-    assert "network.features.weight" not in trained
+    assert "features.weight" not in trained
 
 
 def test_weights_come_from_the_seed():
-    first, again, other = (Recognition(CONFIG, CLASSES, seed).state_dict() for seed in (0, 0, 1))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["network.conv1.weight"], other["network.conv1.weight"])
-    assert not torch.equal(first["head.weight"], other["head.weight"])
+    first, again, other = (start(seed=seed)[0] for seed in (0, 0, 1))
+    assert same(first.network.state_dict(), again.network.state_dict())
+    assert same(first.head.state_dict(), again.head.state_dict())
+    assert not torch.equal(first.network.conv1.weight, other.network.conv1.weight)
+    assert not torch.equal(first.head.head.weight, other.head.head.weight)
 
 
-def test_an_epoch_sees_every_image_in_order():
-    module = Recognition(CONFIG, CLASSES, 0)
-    result = run_epoch(module, make_optimizer(module, CONFIG), 0)
-    assert result["images"] == result["images_here"] == 10
-    assert result["order"] == hashlib.sha256(np.arange(10, dtype="<i8").tobytes()).hexdigest()
-    assert result["learning_rate"] == pytest.approx(0.05)
-    assert result["seconds"] == pytest.approx(result["wait_seconds"] + result["step_seconds"])
+def test_an_epoch_takes_what_the_schedule_says():
+    training, config, steps = start()
+    first, second = finish(training, config, steps)
+    for number, epoch in enumerate((first, second)):
+        assert epoch["images"] == IMAGES
+        assert epoch["steps"] == 3
+        expected = epoch_fingerprint(schedule(), steps, number)
+        assert epoch["order"] == f"{expected:016x}"
+        assert epoch["seconds"] == pytest.approx(epoch["wait_seconds"] + epoch["step_seconds"])
+    assert first["order"] != second["order"]
+    assert (first["learning_rate"], second["learning_rate"]) == pytest.approx((0.05, 0.005))
 
 
-def test_the_last_batch_is_filled_up_from_the_one_before():
-    module = Recognition(CONFIG, CLASSES, 0)
-    seen = []
-    module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    run_epoch(module, make_optimizer(module, CONFIG), 0)
-    given = torch.cat([batch["images"] for batch in batches()])
-    assert [len(images) for images in seen] == [4, 4, 4]
-    assert torch.equal(seen[2], given[6:10])
-
-
-def test_a_set_smaller_than_a_batch_is_one_batch():
-    module = Recognition(CONFIG, CLASSES, 0)
-    result = run_epoch(module, make_optimizer(module, CONFIG), 0, images=3)
-    assert result["images"] == 3
-
-
-def test_rows_out_of_order_are_a_bug_that_shows():
-    module = Recognition(CONFIG, CLASSES, 0)
-    shuffled = [*batches()][::-1]
-    with pytest.raises(AssertionError, match="out of order"):
-        run_epoch(module, make_optimizer(module, CONFIG), 0, source=shuffled)
-
-
-@pytest.mark.parametrize("head", ["arcface", "cosface", "combined", "adaface", "magface"])
+@pytest.mark.parametrize("head", HEADS)
 def test_it_learns(head):
-    config = CONFIG.model_copy(
-        update={"head": head, "lr": 0.02, "margin": 0.2, "lambda_g": 0.0, "milestones": []}
-    )
-    module = Recognition(config, CLASSES, 0)
-    optimizer = make_optimizer(module, config)
-    results = [run_epoch(module, optimizer, epoch, config) for epoch in range(6)]
-    assert results[-1]["loss"] < 0.5 * results[0]["loss"]
-    assert results[-1]["accuracy"] > results[0]["accuracy"]
+    training, config, steps = start(
+        head=head, lr=0.02, margin=0.2 if head in ("arcface", "cosface", "adaface") else 0.0,
+        lambda_g=0.0 if head == "magface" else 35.0, milestones=[], epochs=6,
+    )  # fmt: skip
+    history = finish(training, config, steps)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["accuracy"] > history[0]["accuracy"]
 
 
-@pytest.mark.parametrize("head", ["arcface", "cosface", "combined", "adaface", "magface"])
-def test_a_resumed_run_equals_the_undisturbed_one(head):
-    config = CONFIG.model_copy(update={"head": head})
-    module = Recognition(config, CLASSES, 0)
-    optimizer = make_optimizer(module, config)
-    first = {"epoch": 1, **run_epoch(module, optimizer, 0, config)}
-    saved = pack_state(module, optimizer, [first])
-    second = run_epoch(module, optimizer, 1, config)
+def test_passes_of_a_step_add_up():
+    """Two passes of four images take the same step as one of eight, where batch norm allows it."""
+    one, two = (start(batch_size=8, micro_batch=micro, warmup_epochs=0) for micro in (8, 4))
+    assert (one[2].accumulate, two[2].accumulate) == (1, 2)
+    for training, config, steps in (one, two):
+        training.network.eval()  # statistics would be those of a pass
+        training.network.train = lambda mode=True, own=training: own.network
+        training.run_epoch(batches(config, steps), IMAGES, stop_after=1, on_step=None)
+    assert one[0].progress.loss == pytest.approx(two[0].progress.loss, rel=1e-5)
+    for mine, other in zip(one[0].network.parameters(), two[0].network.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+    assert torch.allclose(one[0].head.head.weight, two[0].head.head.weight, atol=1e-6)
 
-    resumed = Recognition(config, CLASSES, seed=99)
-    optimizer = make_optimizer(resumed, config)
-    assert unpack_state(saved, resumed, optimizer) == [first]
-    again = run_epoch(resumed, optimizer, 1, config)
-    assert again["loss"] == second["loss"]
-    expected = module.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
+
+def resume(training, **changes):
+    files = training.pack()
+    resumed, config, steps = start(**{**training._config.model_dump(), **changes}, seed=99)
+    resumed._seed = training._seed
+    resumed.unpack(files, files.__getitem__)
+    return resumed, config, steps
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_resumed_inside_an_epoch_equals_the_undisturbed_one(head):
+    settings = {"head": head, "margin": TrainConfig(head=head).margin, "ema": 0.5, "dropout": 0.3}
+    undisturbed, config, steps = start(**settings)
+    expected = finish(undisturbed, config, steps)
+
+    training, config, steps = start(**settings)
+    assert not training.run_epoch(batches(config, steps), IMAGES, stop_after=2, on_step=None)
+    assert (training.progress.place, training.progress.steps) == (8, 2)
+    resumed, config, steps = resume(training)
+    assert measured(finish(resumed, config, steps)) == measured(expected)
+    assert same(resumed.weights(), undisturbed.weights())
+    assert same(resumed.head.state_dict(), undisturbed.head.state_dict())
 
 
 def test_a_checkpoint_that_holds_code_is_refused():
@@ -186,18 +243,136 @@ def test_a_checkpoint_that_holds_code_is_refused():
         read_state(buffer.getvalue())
 
 
-def test_a_loss_that_is_no_number_stops_with_advice():
-    config = CONFIG.model_copy(update={"lr": 1e30, "warmup_epochs": 0.0})
-    module = Recognition(config, CLASSES, 0)
-    with pytest.raises(DivergedError, match=r"epoch 1.*lower train\.lr \(1e\+30\)"):
-        run_epoch(module, make_optimizer(module, config), 0, config)
+def test_the_moving_average_is_what_it_says():
+    training, config, steps = start(ema=0.75)
+    average = {name: value.clone() for name, value in training.weights().items()}
+    feed = batches(config, steps)
+    for number in range(3):
+        training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
+        now = training.network.state_dict()
+        for name in ("conv1.weight", "features.running_mean"):
+            # The first update takes the weights as they are.
+            average[name] = now[name].lerp(average[name], 0.75 if number else 0.0)
+            assert torch.allclose(training.weights()[name], average[name], atol=1e-6)
 
 
-def test_bfloat16_gives_a_loss_near_that_of_float32():
-    exact = Recognition(CONFIG, CLASSES, 0)
-    config = CONFIG.model_copy(update={"precision": "bfloat16"})
-    rough = Recognition(config, CLASSES, 0)
-    batch = next(batches())
-    losses = [module(batch["images"], batch["labels"])[0].item() for module in (exact, rough)]
+def test_a_loss_that_is_no_number_stops_with_advice_and_the_place():
+    training, config, steps = start(lr=1e30, warmup_epochs=0.0)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 2; lower train\.lr \(1e\+30\)") as info:
+        training.run_epoch(batches(config, steps), IMAGES, on_step=None)
+    assert (info.value.epoch, info.value.place) == (0, 4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_gives_a_loss_near_that_of_float32(precision):
+    losses = []
+    for name in ("float32", precision):
+        training, config, steps = start(precision=name)
+        training.run_epoch(batches(config, steps), IMAGES, stop_after=1, on_step=None)
+        losses.append(training.progress.loss)
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_float16_leaves_out_a_step_whose_gradients_overflow():
+    training, config, steps = start(precision="float16")
+    training._scaler.load_state_dict(
+        {**training._scaler.state_dict(), "scale": 1e37, "_growth_tracker": 0}
+    )
+    before = training.network.conv1.weight.clone()
+    feed = batches(config, steps)
+    training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
+    assert torch.equal(training.network.conv1.weight, before)
+    assert training._scaler.get_scale() == pytest.approx(5e36)
+    training._scaler.load_state_dict({**training._scaler.state_dict(), "scale": 1.0})
+    training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
+    assert not torch.equal(training.network.conv1.weight, before)
+
+
+def test_a_part_of_the_classes_trains_and_resumes():
+    settings = {"class_share": 0.6, "epochs": 3, "milestones": []}
+    undisturbed, config, steps = start(**settings)
+    expected = finish(undisturbed, config, steps)
+    training, config, steps = start(**settings)
+    training.run_epoch(batches(config, steps), IMAGES, stop_after=1, on_step=None)
+    resumed, config, steps = resume(training)
+    assert measured(finish(resumed, config, steps)) == measured(expected)
+    with pytest.raises(UserError, match=r"class_share: 0\.6 draws classes for every pass"):
+        start(class_share=0.6, batch_size=8)
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ValidationError, match="float16 does not go with class_share"):
+        TrainConfig(class_share=0.5, precision="float16")
+    with pytest.raises(ValidationError, match="min_workers: 3 is above num_workers, 2"):
+        TrainConfig(num_workers=2, min_workers=3)
+
+
+def _of_worker(rank, workers, folder, settings, stop_after, checkpoint, output):
+    """A worker of a group; it writes what it packed."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / output}.rendezvous",
+        rank=rank,
+        world_size=workers,
+        timeout=timedelta(seconds=60),
+    )
+    training, config, steps = start(workers=workers, **settings)
+    if checkpoint:
+        names = [path.name for path in (folder / checkpoint).iterdir()]
+        training.unpack(names, lambda name: (folder / checkpoint / name).read_bytes())
+    if stop_after:
+        feed = batches(config, steps, rank=rank)
+        training.run_epoch(feed, IMAGES, stop_after=stop_after, on_step=None)
+    else:
+        finish(training, config, steps, rank)
+    for name, data in training.pack().items():
+        (folder / output / name).write_bytes(data)
+    distributed.destroy_process_group()
+
+
+def train_in_group(workers, folder, output, settings, stop_after=None, checkpoint=None):
+    (folder / output).mkdir()
+    arguments = [workers, str(folder), settings, stop_after, checkpoint, output]
+    subprocess.run([sys.executable, __file__, json.dumps(arguments)], check=True)
+    files = {path.name: path.read_bytes() for path in (folder / output).iterdir()}
+    state = read_state(files["state.pt"])
+    shards = sorted((n for n in files if n != "state.pt"), key=lambda n: int(n.split("-")[1]))
+    state["weight"] = torch.cat([read_state(files[name])["weight"] for name in shards])
+    return state
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one(tmp_path):
+    """The same images make a step, and gradients are those of all; batch norm sees the same."""
+    settings = {"batch_size": 8, "micro_batch": 4, "warmup_epochs": 0, "lr": 0.01}
+    one, two = (train_in_group(n, tmp_path, f"of-{n}", settings) for n in (1, 2))
+    assert [e["order"] for e in one["history"]] == [e["order"] for e in two["history"]]
+    for mine, other in zip(one["history"], two["history"], strict=True):
+        assert other["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+        assert other["accuracy"] == mine["accuracy"]
+    assert torch.allclose(one["weight"], two["weight"], atol=1e-5)
+    for name in ("conv1.weight", "fc.weight", "layer4.0.conv2.weight"):
+        assert torch.allclose(one["network"][name], two["network"][name], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path):
+    """2 → 3 → 1 inside an epoch: shards are cut anew, and no image is seen twice or missed."""
+    settings = {"batch_size": 6, "micro_batch": 2, "warmup_epochs": 0, "lr": 0.01}
+    train_in_group(2, tmp_path, "two", settings, stop_after=1)
+    three = train_in_group(3, tmp_path, "three", settings, stop_after=None, checkpoint="two")
+    one = train_in_group(1, tmp_path, "one", settings, checkpoint="three")
+    assert torch.equal(one["weight"], three["weight"])
+    assert same(one["network"], three["network"])
+    first = three["history"][0]
+    assert first["images"] == IMAGES
+    # Two workers share 8 images of a step, three share 6: the second step has the other two.
+    assert (first["steps"], first["workers"]) == (2, 3)
+    assert three["history"][1]["steps"] == 2
+
+
+if __name__ == "__main__":
+    count, path, *others = json.loads(sys.argv[1])
+    torch.multiprocessing.spawn(_of_worker, (count, Path(path), *others), count)

@@ -1,3 +1,6 @@
+import lzma
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -5,8 +8,9 @@ import pytest
 
 from raypipe.errors import UserError
 from raypipe.formats.pair_rows import SCHEMA
-from raypipe.formats.verification import write_pairs
+from raypipe.formats.verification import convert_pairs, write_pairs
 from raypipe.verification import (
+    by_group,
     histogram,
     read_pairs,
     squared_distances,
@@ -67,6 +71,39 @@ def test_equals_the_protocol_written_with_scalars(spread):
     assert result.accuracies == pytest.approx(accuracies)
     for far, expected in tars.items():
         assert result.tars[far][0] == pytest.approx(expected)
+
+
+def test_groups_equal_the_counts_written_with_scalars():
+    first, second, same, folds = made_pairs(spread=1.5)
+    distances = squared_distances(unit(first), unit(second))
+    groups = [("north", "south", None)[i % 3] for i in range(len(same))]
+    thresholds = verify(distances, same, folds, []).thresholds
+    assert len(set(thresholds)) > 1
+    found = by_group(distances, same, folds, groups, thresholds, [0.05, 0.001])
+    assert list(found) == ["north", "south"]
+    for name, result in found.items():
+        mine = [i for i in range(len(same)) if groups[i] == name]
+        right = sum((distances[i] < thresholds[folds[i]]) == same[i] for i in mine)
+        assert result.accuracy == pytest.approx(right / len(mine))
+        genuine = [distances[i] for i in mine if same[i]]
+        impostor = [distances[i] for i in mine if not same[i]]
+        assert (result.genuine, result.impostor) == (len(genuine), len(impostor))
+        wrong = sum(distances[i] < thresholds[folds[i]] for i in mine if not same[i])
+        assert result.far == pytest.approx(wrong / len(impostor))
+        for far, (tar, reached) in result.tars.items():
+            allowed = int(far * len(impostor))  # 2 of 50, and none
+            bound = sorted(impostor)[allowed]  # the first impostor that has to be refused
+            assert tar == pytest.approx(sum(d < bound for d in genuine) / len(genuine))
+            assert reached == pytest.approx(allowed / len(impostor))
+
+
+def test_a_group_of_one_kind_has_no_rate_of_the_other():
+    same = np.array([True, False, True, False])
+    folds, groups = np.array([0, 0, 1, 1]), ["a", "b", "a", "b"]
+    found = by_group(np.array([0.5, 1.5, 0.5, 0.2]), same, folds, groups, [1.0, 1.0], [0.1])
+    assert (found["a"].accuracy, found["a"].tar, found["a"].far) == (1.0, 1.0, None)
+    assert (found["b"].accuracy, found["b"].tar, found["b"].far) == (0.5, None, 0.5)
+    assert found["a"].tars == found["b"].tars == {}
 
 
 def test_folds_are_those_of_kfold_without_shuffle():
@@ -151,6 +188,33 @@ def test_reads_what_was_written(tmp_path):
     assert pairs.folds.tolist() == [0] * 4 + [1] * 4
 
 
+def test_groups_are_read_where_the_file_has_them(tmp_path):
+    path = str(tmp_path / "pairs.parquet")
+    pq.write_table(table(group=["a", None] * 4), path)
+    assert read_pairs(path, "orl").groups == ["a", None] * 4
+    convert_pairs(path, str(tmp_path / "again.parquet"), "parquet")
+    assert read_pairs(str(tmp_path / "again.parquet"), "orl").groups == ["a", None] * 4
+    pq.write_table(table(), path)
+    assert read_pairs(path, "orl").groups is None
+
+
+@pytest.mark.parametrize("pairs", [6000, 4280])
+def test_sets_of_sota_fr_are_read_whatever_their_number_of_pairs(tmp_path, pairs):
+    """SLLFW, Hadrian and Eclipse come as lzma of the pickled tuple of lfw, in the order of folds.
+
+    What they are read from is written here by lzma and pickle, not by raypipe.
+    """
+    images = [b"\xff\xd8\xff%d" % (i % 900) for i in range(2 * pairs)]
+    issame = [i // (pairs // 20) % 2 == 0 for i in range(pairs)]
+    path = tmp_path / "hadrian_even.xz"
+    path.write_bytes(lzma.compress(pickle.dumps((images, issame)), preset=0))
+    found = read_pairs(str(path), "hadrian")
+    assert found.first == images[0::2]
+    assert found.second == images[1::2]
+    assert found.same.tolist() == issame
+    assert np.bincount(found.folds).tolist() == [pairs // 10] * 10
+
+
 def test_without_folds_they_are_those_of_kfold(tmp_path):
     from sklearn.model_selection import KFold
 
@@ -174,6 +238,7 @@ def test_a_sorted_list_has_no_folds_and_is_refused(tmp_path):
     [
         (table().drop_columns(["same"]), "no column 'same'"),
         (table(fold=["one"] * 8), "column 'fold' should be int32"),
+        (table(group=[["a"]] * 8), "column 'group' should be string"),
         (table(first=[b"a"] * 7 + [None]), "row 7: no first"),
         (table(fold=[0] * 8), "several values"),
         (table(fold=[1] * 4 + [0] * 4), "must rise"),

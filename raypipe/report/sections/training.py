@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from raypipe.config.curriculum import CurriculumConfig
 from raypipe.report import charts
 from raypipe.report.blocks import Block, Chart, Charts, Section, Table, absent
 from raypipe.report.charts import Line
@@ -11,6 +12,18 @@ from raypipe.report.workspace import Workspace
 ANCHOR, TITLE = "training", "Training"
 
 
+_ORDERS = {
+    "sequential": "phase after phase in each",
+    "paced": "harder phases admitted from epoch to epoch",
+    "mixed": "all phases mixed",
+}
+_PHASES = {
+    "source": "; phases are the sources",
+    "similarity": "; phases go from images near their identity's centre to those far from it",
+    "nearest": "; phases go from identities like nobody else to those with a near neighbour",
+}
+
+
 def section(workspace: Workspace) -> Section:
     """The section of the training job."""
     history = workspace.json("train", "history.json")
@@ -18,10 +31,13 @@ def section(workspace: Workspace) -> Section:
         return absent(ANCHOR, TITLE, "train")
     epochs: list[dict[str, Any]] = history["epochs"]
     blocks: list[Block] = [_charts(epochs), _table(epochs)]
+    card = workspace.json("train", "recognizer.json")
+    assert card is not None  # written with the history
+    curriculum = CurriculumConfig(**card["config"]["curriculum"])
     lead = (
-        f"{count(len(epochs), 'epoch')} of {count(epochs[0]['images'], 'image')}. The network"
-        " learns to tell the identities of the training set apart; how well it does on people it"
-        " has never seen"
+        f"{count(len(epochs), 'epoch')} of {count(epochs[-1]['images'], 'image')}, "
+        f"{_ORDERS[curriculum.schedule]}{_PHASES[curriculum.by]}. The network learns to tell the"
+        " identities of the training set apart; how well it does on people it has never seen"
         " is in the next section."
     )
     return Section(anchor=ANCHOR, title=TITLE, lead=lead, blocks=blocks)
@@ -68,10 +84,14 @@ def _table(epochs: list[dict[str, Any]]) -> Table:
     chosen = sorted({*range(0, len(epochs), step), len(epochs) - 1})
     return Table(
         caption="Epochs" if step == 1 else f"Epochs, every {step}",
-        head=("Epoch", "Loss", "Accuracy", "Learning rate", "Time", "Waiting for data", "Images/s"),
+        head=(
+            *("Epoch", "Images", "Loss", "Accuracy", "Learning rate", "Time"),
+            *("Waiting for data", "Images/s"),
+        ),
         rows=tuple(
             (
                 f"{number + 1}",
+                f"{epoch['images']:,}",
                 f"{epoch['loss']:.3f}",
                 percent(epoch["accuracy"]),
                 f"{epoch['learning_rate']:.2g}",
@@ -82,5 +102,5 @@ def _table(epochs: list[dict[str, Any]]) -> Table:
             for number in chosen
             for epoch in [epochs[number]]
         ),
-        numeric=frozenset(range(1, 7)),
+        numeric=frozenset(range(1, 8)),
     )

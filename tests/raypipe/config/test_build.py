@@ -9,7 +9,7 @@ import raypipe.config
 from raypipe.config import load, parse
 from raypipe.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
 LEAST = {
     "workspace": "w",
     "embedder": {"kind": "dlib"},
@@ -59,7 +59,7 @@ def test_overrides_are_yaml():
         ("embed.pool.gpus=1", "unknown key 'embed.pool.gpus'; did you mean 'num_gpus'"),
         ("zebra=1", "unknown key 'zebra'; known keys: workspace, seed"),
         ("clean.min_images=many", "clean.min_images: .*integer.*'many'"),
-        ("ingest={}", "the key 'ingest.sources' is required"),
+        ("ingest={sources: [{name: a}]}", "the key 'ingest.sources.0.path' is required"),
         ("clean", "expected KEY=VALUE"),
         ("workspace.x=1", "'workspace' holds a value"),
         ("embedder={kind: iresnet}", "needs weights"),

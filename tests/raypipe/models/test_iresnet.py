@@ -45,6 +45,16 @@ def test_sizes_are_those_of_arcface_torch(depth: str, parameters: int, entries: 
     assert [n for n, p in network.named_parameters() if not p.requires_grad] == ["features.weight"]
 
 
+def test_gates_of_the_hsface_recipe_are_in_first_blocks_only() -> None:
+    with torch.device("meta"):
+        plain, gated = iresnet("50"), iresnet("50", se=True)
+    added = gated.state_dict().keys() - plain.state_dict().keys()
+    assert added == {f"layer{k}.0.attn.fc{i}.weight" for k in (1, 2, 3, 4) for i in (1, 2)}
+    assert gated.state_dict()["layer4.0.attn.fc1.weight"].shape == (32, 512, 1, 1)
+    parameters = [sum(p.numel() for p in network.parameters()) for network in (plain, gated)]
+    assert parameters[1] - parameters[0] == 43_520
+
+
 def test_width_scales_planes_and_keeps_names() -> None:
     with torch.device("meta"):
         narrow, published = iresnet("18", width=16).state_dict(), iresnet("18").state_dict()

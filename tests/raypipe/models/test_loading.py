@@ -32,8 +32,18 @@ def prefixed(state: dict, prefix: str) -> dict:
         lambda s: {"state_dict": prefixed(s, "features.module."), "epoch": 3},
         lambda s: {"state_dict": {**prefixed(s, "model."), "head.kernel": torch.zeros(2)}},
         lambda s: {"state_dict_backbone": s, "epoch": 1, "state_optimizer": {"lr": 0.1}},
+        lambda s: prefixed(s, "net."),
+        lambda s: prefixed(s, "model.net."),
     ],
-    ids=["arcface_torch", "parallel", "magface", "adaface", "arcface_torch_checkpoint"],
+    ids=[
+        "arcface_torch",
+        "parallel",
+        "magface",
+        "adaface",
+        "arcface_torch_checkpoint",
+        "cvlface",
+        "cvlface_hub",
+    ],
 )
 def test_published_wrappers_are_taken_off(tmp_path: Path, wrap) -> None:
     source, target = network(0), network(1)
@@ -42,6 +52,28 @@ def test_published_wrappers_are_taken_off(tmp_path: Path, wrap) -> None:
     load_into(target, path)
     for name, value in target.state_dict().items():
         assert torch.equal(value, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("prefix", ["features.module.", "module.features."])
+def test_magface_is_found_beside_its_head(tmp_path: Path, prefix: str) -> None:
+    state = iresnet("10", width=2).state_dict()
+    path = str(tmp_path / "magface.pth")
+    head = {"module.fc.weight" if prefix[0] == "m" else "fc.weight": torch.zeros(2, 3)}
+    torch.save({"state_dict": {**prefixed(state, prefix), **head}}, path)
+    assert load_state(path).keys() == state.keys()
+
+
+def test_the_last_layers_name_is_no_prefix(tmp_path: Path) -> None:
+    state = iresnet("10", width=2).state_dict()
+    path = str(tmp_path / "parallel.pt")
+    torch.save(prefixed(state, "module."), path)
+    assert load_state(path).keys() == state.keys()
+
+
+def test_networks_that_name_all_their_layers_features_keep_the_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "vgg.pt")
+    torch.save(prefixed(network().state_dict(), "features."), path)
+    assert "features.0.weight" in load_state(path)
 
 
 def test_half_precision_safetensors_become_the_networks_precision(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from jobs.stage import totals
-from raypipe import seeding, storage, verification
+from raypipe import ijb, seeding, storage, verification
 from raypipe.cleaning.calibration import Calibration, histogram
+from raypipe.config.train import TrainConfig
 from raypipe.faceset import FaceSet, write_rows
 from raypipe.identities import (
     NO_PICTURE,
@@ -451,13 +452,16 @@ def train(root: str) -> None:
     ]
     folder = storage.join(root, "train")
     storage.write_json(storage.join(folder, "history.json"), {"workers": 1, "epochs": epochs})
+    card = {"config": TrainConfig().model_dump(mode="json")}
+    storage.write_json(storage.join(folder, "recognizer.json"), card)
     counts = {"classes": 2, "images": 28, "epochs": 6}
     origin = Origin(job="train", settings={}, inputs={"assemble": digest_of(5)}, models={})
     write_manifest(folder, Manifest(origin=origin, counts=counts, content_digest=digest_of(6)))
 
 
 def evaluate(root: str) -> None:
-    """The results of the real protocol on two sets of drawn distances."""
+    """The results of the real protocols on drawn distances: two sets of pairs, one of them with
+    groups, two epochs, and templates of IJB."""
     rng = seeding.generator(5, "evaluate")
     sets = {}
     for name, mean in (("orl", 0.6), ("other", 0.9)):
@@ -480,8 +484,44 @@ def evaluate(root: str) -> None:
             "roc": found.roc,
             "histogram": verification.histogram(distances, same),
         }
+    # What is left of the loop is the second set.
+    groups = ["north", "south", None] * (len(same) // 3)
+    by_group = verification.by_group(distances, same, folds, groups, found.thresholds, [0.01])
+    sets["other"]["groups"] = {
+        group: {
+            "genuine": result.genuine,
+            "impostor": result.impostor,
+            "accuracy": result.accuracy,
+            "tar": result.tar,
+            "far": result.far,
+            "tar_at_far": {
+                str(far): {"tar": tar, "far": reached}
+                for far, (tar, reached) in result.tars.items()
+            },
+        }
+        for group, result in by_group.items()
+    }
+    epochs = [
+        {
+            "epoch": epoch,
+            "sets": {n: {**s, "accuracy": s["accuracy"] - 0.1 / epoch} for n, s in sets.items()},
+        }
+        for epoch in (1, 2)
+    ]
+    curve = ijb.roc_curve(-distances, same)
+    templates = {
+        "IJBC": {
+            "pairs": len(same),
+            "auc": curve.auc,
+            "roc": verification.thinned(curve.fars, curve.tars),
+            "tar_at_far": {
+                f"{far:g}": {"tar": ijb.operating_point(curve, far)[0]} for far in ijb.FARS
+            },
+        }
+    }
     folder = storage.join(root, "evaluate")
-    storage.write_json(storage.join(folder, "results.json"), {"sets": sets})
+    results = {"sets": sets, "ijb": templates, "epochs": epochs}
+    storage.write_json(storage.join(folder, "results.json"), results)
     origin = Origin(job="evaluate", settings={}, inputs={"train": digest_of(6)}, models={})
     write_manifest(folder, Manifest(origin=origin, counts={}, content_digest=digest_of(7)))
 

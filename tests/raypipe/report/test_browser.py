@@ -122,7 +122,7 @@ def test_every_picture_is_decoded_and_described(visit: Visit) -> None:
                                 c.querySelector('figcaption').textContent,
                                 c.querySelector('svg').getBoundingClientRect().height])""",
     )
-    assert len(drawings) == 14
+    assert len(drawings) == 16
     for label, hint, height in drawings:
         assert label
         assert "Look" in hint

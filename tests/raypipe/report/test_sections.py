@@ -13,9 +13,16 @@ from raypipe.identities import Identity, Image, ScreenEvidence
 from raypipe.licences import NOT_STATED, Use
 from raypipe.provenance import LICENCES
 from raypipe.report.album import Album
-from raypipe.report.blocks import Badge, Meter, Strip, Table, Tiles
+from raypipe.report.blocks import Badge, Charts, Meter, Strip, Table, Tiles
 from raypipe.report.screened import IN_GALLERY, scan
-from raypipe.report.sections import cleaning, leakage, provenance, similarity, summary
+from raypipe.report.sections import (
+    cleaning,
+    leakage,
+    provenance,
+    similarity,
+    summary,
+    verification,
+)
 from raypipe.report.workspace import Workspace
 
 EVIL = '<script>alert("1")</script>&x'
@@ -258,3 +265,25 @@ def test_licences_are_listed_and_what_nobody_stated_stands_out(tmp_path) -> None
     assert [row[0] for row in table.rows] == ["source base", "weights x.onnx"]
     assert table.rows[0][2] == "MIT"
     assert table.rows[1][2] == Badge(text=NOT_STATED, tone="warn")
+
+
+def test_verification_shows_ijb_groups_epochs_and_what_others_published(
+    finished_workspace: str,
+) -> None:
+    section = verification.section(Workspace(finished_workspace))
+    found = list(tables(section.blocks).values())
+    of_ijb, groups, epochs, published = found[1:]
+    assert of_ijb.head[2:4] == ("FAR 1e-06", "FAR 1e-05")
+    assert [row[0] for row in of_ijb.rows] == ["IJBC"]
+    assert [row[:4] for row in groups.rows] == [
+        ("other", "north", "100", "100"),
+        ("other", "south", "100", "100"),
+    ]
+    assert [row[0] for row in epochs.rows] == ["1", "2"]
+    assert published.rows[0][0] == "this recognizer"
+    assert published.rows[0][-1] == "measured"
+    assert all(row[-1].startswith("published [") for row in published.rows[1:])
+    titles = [
+        c.title for block in section.blocks if isinstance(block, Charts) for c in block.charts
+    ]
+    assert titles[:3] == ["ROC", "ROC of IJB", "Accuracy by epoch"]
