@@ -14,7 +14,7 @@ from safetensors.torch import save
 from jobs.cluster import connect, preflight
 from jobs.feed import READER_CPUS, Feed
 from jobs.trainer import CHECKPOINTS, SPEED_ONLY, fit, load_files, pool_of, save_files
-from jobs.training_log import open_log
+from jobs.training_log import Log
 from jobs.work import Work, begin
 from raypipe import storage, training
 from raypipe.config import Build
@@ -197,6 +197,8 @@ def _worker(arguments: dict[str, Any]) -> str | None:
                     storage.join(root, epoch_file(epoch + 1)), save(state.weights())
                 )
         save_files(metrics, state.pack())
+    if watch:
+        watch.log.close()
     return None
 
 
@@ -208,9 +210,8 @@ class _Watch:
     ) -> None:
         self._config, self._progress, self._state = config, progress, state
         self._lengths = lengths
-        self._write = open_log(config.log, root, config.model_dump(mode="json"))
+        self.log = Log(config.log, root, config.model_dump(mode="json"))
         self._told = 0.0
-        self._loss = 0.0
         self._since = (time.monotonic(), 0)
 
     def __call__(self, progress: Progress) -> None:
@@ -225,7 +226,7 @@ class _Watch:
             self._progress.report.remote(done, remark)
         if progress.steps % training.LOOK_EVERY == 0:
             before, images = self._since
-            self._write(
+            self.log.write(
                 {
                     "loss": self._state.loss_so_far() / progress.steps,
                     "learning_rate": progress.rate,
@@ -240,7 +241,7 @@ class _Watch:
         """Sends the line of an epoch to the logs."""
         names = ("loss", "accuracy", "learning_rate", "images_per_second")
         done = sum(self._lengths[: record["epoch"]])
-        self._write({f"epoch/{name}": record[name] for name in names}, done)
+        self.log.write({f"epoch/{name}": record[name] for name in names}, done)
 
 
 def _diverged(
