@@ -135,7 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = make_set(folder)
         # Ray's workers are nice by 15 otherwise, the loop is not: what else runs would count twice.
-        os.environ["RAY_worker_niceness"] = "0"
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
         ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         loops, jobs = [], []
         for number in range(2 * rounds + 1):

@@ -231,6 +231,97 @@ def verify(
         raise SystemExit(1)
 
 
+Address = Annotated[
+    str,
+    typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the dashboard of a cluster's head"),
+]
+_ADDRESS = "http://127.0.0.1:8265"  # the forwarded port of `ray dashboard`
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(help="build, or any other job")],
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = _ADDRESS,
+    submission_id: Annotated[
+        str | None, typer.Option("--id", help="what to call the run; none: a name and a number")
+    ] = None,
+    variables: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="NAME", help="environment variable the run gets; no secret"),
+    ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="print the ID and leave the run alone")
+    ] = False,
+) -> None:
+    """Run a job on a cluster, with the working directory; its log follows, ctrl-C leaves it alone.
+
+    The exit status is that of the run. Submitted again, it goes on where it was. What was submitted
+    every user of the cluster can see, so no secret goes with it: keys are set on the nodes.
+    """
+
+    def action() -> int:
+        from jobs import submit as server
+
+        name = server.submit(
+            job, config, overrides or [], address, submission_id=submission_id, variables=variables
+        )
+        if no_wait:
+            typer.echo(name)
+            return 0
+        console.print(f"submitted: [bold]{name}[/]", soft_wrap=True)
+        return server.follow(server.connect(address), address, name)
+
+    raise SystemExit(guarded(action))
+
+
+@app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[ID | CONFIG]", help="a run, or YAML of a build")
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = _ADDRESS,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="ID: show the log until the run ends")
+    ] = False,
+) -> None:
+    """Say what runs on a cluster, how far a run is or, without any cluster, a workspace."""
+
+    def action() -> int:
+        from jobs import status as shown
+
+        if run is not None and run.endswith((".yaml", ".yml")):
+            if follow:
+                raise UserError("status: --follow needs the ID of a run; `raypipe status` has them")
+            shown.print_workspace(load(run, overrides))
+            return 0
+        if overrides or (follow and run is None):
+            raise UserError("status: --set needs a configuration, and --follow the ID of a run")
+        if run is None:
+            shown.print_runs(address)
+            return 0
+        return shown.print_run(address, run, follow)
+
+    raise SystemExit(guarded(action))
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(metavar="ID", help="a run; `raypipe status` lists them")],
+    address: Address = _ADDRESS,
+) -> None:
+    """Stop a run on a cluster, and wait until it is stopped; what it did is kept."""
+
+    def action() -> None:
+        from jobs import submit as server
+
+        server.stop(address, run)
+
+    guarded(action)
+
+
 @app.command()
 def prompts(
     preview: Annotated[int, typer.Option(min=1, help="prompts to show")] = 20,
