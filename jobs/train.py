@@ -66,7 +66,7 @@ def run(config: Build) -> Manifest:
     workers = pool_of(options).model_copy(update={"min": needed})
     preflight("train", [workers, Pool(min=needed, max=needed, num_cpus=READER_CPUS)])
     start = time.perf_counter()
-    schedule = make_schedule(config, found.rows)
+    schedule = make_schedule(options, found.rows, config.seed)
     images = sum(schedule.length(epoch) for epoch in range(options.epochs))
     state = fit(
         work,
@@ -135,16 +135,10 @@ def find_set(config: Build) -> TrainingSet:
     return TrainingSet(name=name, root=root, digest=digest, rows=rows, classes=classes)
 
 
-def make_schedule(config: Build, rows: RowGroups) -> Schedule:
+def make_schedule(config: TrainConfig, rows: RowGroups, seed: int) -> Schedule:
     """The order of all epochs of a training."""
-    options = config.train
-    return Schedule(
-        options.curriculum,
-        rows.phases(options.curriculum),
-        rows.first,
-        epochs=options.epochs,
-        seed=config.seed,
-    )
+    phases = rows.phases(config.curriculum)
+    return Schedule(config.curriculum, phases, rows.first, epochs=config.epochs, seed=seed)
 
 
 def _worker(arguments: dict[str, Any]) -> str | None:
@@ -159,13 +153,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     training.check_colours(device)
-    schedule = Schedule(
-        config.curriculum,
-        rows.phases(config.curriculum),
-        rows.first,
-        epochs=config.epochs,
-        seed=seed,
-    )
+    schedule = make_schedule(config, rows, seed)
     steps = Steps.of(config.batch_size, config.micro_batch, workers)
     state = Training(config, arguments["classes"], seed, steps, device)
     if saved := load_files():
@@ -278,7 +266,7 @@ def order(config: Build, epoch: int, rank: int, workers: int) -> Iterator[tuple[
     if not 0 <= rank < workers:
         raise UserError(f"order: rank {rank} is not in 0 to {workers - 1}")
     rows = find_set(config).rows
-    schedule = make_schedule(config, rows)
+    schedule = make_schedule(options, rows, config.seed)
     steps = Steps.of(options.batch_size, options.micro_batch, workers)
     for positions in steps.of_worker(schedule.windows(epoch - 1), rank):
         yield from zip(positions.tolist(), rows.names(positions), strict=True)

@@ -79,7 +79,7 @@ CONFIG = {
 def expected_orders(config, workers=1):
     """What the trainer says before it trains, as fingerprints of epochs."""
     rows = train.find_set(config).rows
-    schedule = train.make_schedule(config, rows)
+    schedule = train.make_schedule(config.train, rows, config.seed)
     steps = Steps.of(config.train.batch_size, config.train.micro_batch, workers)
     epochs = range(config.train.epochs)
     return [f"{epoch_fingerprint(schedule, steps, epoch):016x}" for epoch in epochs]
@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_all_workers_and_names_the_images(tmp_pat
         train.run(config)
     found = storage.read_json(str(tmp_path / "train/diverged.json"))
     rows = train.find_set(config).rows
-    whole = train.make_schedule(config, rows).epoch(0)
+    whole = train.make_schedule(config.train, rows, config.seed).epoch(0)
     place = whole.tolist().index(found["positions"][0])
     assert place % 16 == 0
     assert found["positions"] == whole[place : place + 16].tolist()

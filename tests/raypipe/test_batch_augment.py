@@ -244,6 +244,8 @@ def test_all_images_at_once_as_on_a_gpu(monkeypatch):
     images = faces(20)
     drawn = draw(EVERYTHING, 0, 0, np.arange(20))
     expected = augmented(images, drawn)
+    # The same steps on every row, in one piece: what a GPU does, where there is none. The steps are
+    # the real ones, and the expected result is theirs on the chosen rows.
     monkeypatch.setattr(batch_augment, "_rows", lambda chosen: slice(None))
     monkeypatch.setattr(batch_augment, "CHUNK", 20)
     assert np.abs(augmented(images, drawn) - expected).max() < EPS

@@ -62,6 +62,7 @@ def test_insightface_embeds_with_the_export_as_we_do(tmp_path: Path, network) ->
 def test_a_model_that_differs_is_not_written(tmp_path: Path, monkeypatch) -> None:
     weights, path = saved(iresnet("10", width=2), tmp_path / "w.pt"), tmp_path / "model.onnx"
     other = iresnet("10", width=2).eval()
+    # The exporter makes no mistake that could be waited for, so it is handed another network.
     export = onnx_export._export
     monkeypatch.setattr(onnx_export, "_export", lambda _network, file: export(other, file))
     with pytest.raises(UserError, match="differs from the network by .* nothing was written"):

@@ -127,6 +127,7 @@ def test_a_known_picture_reaches_the_network_as_published(monkeypatch):
     check_colours(CPU)
     from raypipe import training
 
+    # A decoder that swaps red and blue: the mistake that the check is for, made on purpose.
     real = training.decode_faces
     monkeypatch.setattr(training, "decode_faces", lambda *a, **k: real(*a, **k).flip(3))
     with pytest.raises(AssertionError, match="a known picture reaches the network changed"):
