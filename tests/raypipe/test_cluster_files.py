@@ -271,11 +271,15 @@ def test_instances_on_aws_have_what_is_promised_and_ray_can_set_them_up(tmp_path
     plain = copy.deepcopy(config)
     for kind in plain["available_node_types"].values():
         kind["resources"] = {}
-    with mock_aws():
-        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 
+    cloud = mock_aws()
+    cloud.start(reset=False)  # by default it would empty the S3 server of the other tests as well
+    try:
         detected = AWSNodeProvider.fillout_available_node_types_resources(plain)
         AWSNodeProvider.bootstrap_config(config)
+    finally:
+        cloud.stop(remove_data=False)
     for name, kind in workers("cluster.yaml").items():
         promised, found = kind["resources"], detected["available_node_types"][name]["resources"]
         total = found.pop("memory") / 0.7  # Ray's own share for actors
