@@ -5,10 +5,8 @@ Ray Data reads, hands out, scales and writes; its row checkpoint (`ray.data.chec
 cut into blocks of `ray.rows_per_block`.
 """
 
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +15,18 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 from ray.util import metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cluster import connect, preflight
+from jobs.ledger import Ledger
 from jobs.progress import Bar
 from jobs.work import Work, begin
+from jobs.worker import FAILURES, Task, Worker
 from raypipe import storage
 from raypipe.config import Build
 from raypipe.config.base import Pool
 from raypipe.errors import UserError
 from raypipe.faceset import ROWS
-from raypipe.identities import from_table, to_table
 from raypipe.manifest import Counts, Manifest, read_manifest, summarise
 
 CHECKPOINT = "checkpoint"
@@ -49,116 +49,6 @@ class Step:
     pool: Pool
 
 
-class _Ledger:
-    """Sums what the actors of a stage report."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Counter[str]] = defaultdict(Counter)
-        self._actors: dict[str, set[str]] = defaultdict(set)
-        self._spans: dict[str, tuple[float, float]] = {}
-
-    def add(self, step: str, actor: str, sums: dict[str, float], start: float, end: float) -> None:
-        first, last = self._spans.get(step, (start, end))
-        self._spans[step] = min(first, start), max(last, end)
-        self._sums[step].update(sums)
-        self._actors[step].add(actor)
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """Sums by step, with "actors" and "span": seconds from the first rows to the last."""
-        return {
-            step: {
-                **sums,
-                "actors": len(self._actors[step]),
-                "span": self._spans[step][1] - self._spans[step][0],
-            }
-            for step, sums in self._sums.items()
-        }
-
-
-class _Worker:
-    """Runs a step's actor on Arrow blocks, and measures it."""
-
-    def __init__(self, job: str, step: Step, ledger: Any) -> None:
-        self._job = job
-        self._step = step
-        self._ledger = ledger
-        self._failed: UserError | None = None
-        # Ray builds an actor in one thread and calls it in another. OpenMP would start its threads
-        # for both, find more of them than CPUs, and let them sleep at every barrier: 3 % slower.
-        self._thread = ThreadPoolExecutor(1)
-        try:
-            self._actor = self._thread.submit(step.actor, **step.arguments).result()
-        except UserError as error:
-            # Raised in a constructor it would reach the driver only as text of a dead actor.
-            self._failed = error
-        tags = {"job": job, "step": step.name}
-        self._images = metrics.Counter(
-            "raypipe_images", "images that left a step", tag_keys=("job", "step")
-        )
-        self._rejected = metrics.Counter(
-            "raypipe_rejected", "images and identities rejected", tag_keys=("job", "step", "reason")
-        )
-        self._compute = metrics.Counter(
-            "raypipe_compute_seconds", "time inside a step's actor", tag_keys=("job", "step")
-        )
-        self._waiting = metrics.Counter(
-            "raypipe_wait_seconds", "time an actor waited for rows", tag_keys=("job", "step")
-        )
-        for metric in (self._images, self._compute, self._waiting, self._rejected):
-            metric.set_default_tags(tags)
-        self._id = ray.get_runtime_context().get_actor_id()
-        self._idle_since: float | None = None  # before the first rows an actor starts up
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        if self._failed:
-            raise self._failed
-        start = time.perf_counter()
-        identities = from_table(table)
-        before = {
-            item.identity_id: {image.image_id: image.rejected for image in item.images}
-            for item in identities
-        }
-        rejected_before = {item.identity_id: item.rejected for item in identities}
-        computing = time.perf_counter()
-        identities = self._thread.submit(self._actor, identities).result()
-        computed = time.perf_counter()
-        sums: dict[str, float] = defaultdict(float)
-        for item in identities:
-            known = before.pop(item.identity_id)
-            assert known.keys() <= {image.image_id for image in item.images}, "an image was lost"
-            if item.rejected and not rejected_before[item.identity_id]:
-                sums[f"rejected:{item.rejected}"] += 1
-            for image in item.images:
-                if image.rejected and not known.get(image.image_id):
-                    sums[f"rejected:{image.rejected}"] += 1
-            sums["images"] += len(item.images)
-            sums["bytes"] += sum(len(image.data) for image in item.images)
-        assert not before, "an identity was lost"
-        sums["rows"] = len(identities)
-        result = to_table(identities)
-        end = time.perf_counter()
-        sums["wait_seconds"] = start - self._idle_since if self._idle_since else 0.0
-        sums["compute_seconds"] = computed - computing
-        sums["convert_seconds"] = end - start - (computed - computing)
-        now = time.time()
-        self._ledger.add.remote(self._step.name, self._id, dict(sums), now - (end - start), now)
-        self._measure(sums)
-        self._idle_since = end
-        return result
-
-    def _measure(self, sums: dict[str, float]) -> None:
-        for metric, name in (
-            (self._images, "images"),
-            (self._compute, "compute_seconds"),
-            (self._waiting, "wait_seconds"),
-        ):
-            if sums[name] > 0:  # Ray refuses an increment by nothing
-                metric.inc(sums[name])
-        for name, number in sums.items():
-            if name.startswith("rejected:"):
-                self._rejected.inc(number, {"reason": name.removeprefix("rejected:")})
-
-
 def _pooled(pool: Pool) -> dict[str, Any]:
     """Arguments of `map_batches` for a pool."""
     return {
@@ -177,15 +67,21 @@ def explain(job: str, error: BaseException) -> UserError | None:
         # What an actor raised comes back as an exception of both its class and Ray's, whose text is
         # the whole traceback; the original is its cause.
         if type(current) is UserError:
-            return current
+            return UserError(str(current).partition("\n")[0])  # below it Ray tells of its retries
         if "No space left on device" in str(current):
             return UserError(
                 f"{job}: the disk is full; free some space and run it again, it will resume"
             )
         if type(current).__name__ == "ExecutionTimeoutError":
+            # Behind it Ray tells how to change its own settings.
+            said = " ".join(str(current).partition("If this is expected")[0].split())
             return UserError(
-                f"{job}: no row moved for too long and the stage was stopped: {current}"
+                f"{job}: no row moved for too long and the stage was stopped "
+                f"(ray.no_progress_seconds): {said}"
             )
+        if type(current) in (OSError, MemoryError):
+            said = str(current).partition("\n")[0] or "out of memory"
+            return UserError(f"{job}: {said}; run it again, it will resume where it stopped")
         current = getattr(current, "cause", None) or current.__cause__
     return None
 
@@ -329,7 +225,11 @@ def stream(
         storage.delete(work.path(ROWS))
     total = sum(origin.counts["identities"]["total"] for origin in origins)
     done = count_rows(work.root)
-    ledger = ray.remote(num_cpus=0, max_restarts=-1)(_Ledger).remote()
+    failed = len(storage.listdir(work.path(FAILURES)))
+    ledger = _beside_driver(Ledger).remote(failed)
+
+    expected = metrics.Gauge("raypipe_expected", "identities of a stage", tag_keys=("stage",))
+    expected.set(total, {"stage": job})
 
     def poll() -> tuple[int, str]:
         try:
@@ -340,10 +240,12 @@ def stream(
         rate = sums["images"] / sums["span"] if sums else 0.0
         return done + int(sums.get("rows", 0)), f"{rate:,.0f} images/s, {rejected:,} rejected"
 
-    with Bar(job, total, poll):
-        _stream(config, job, sources, steps, work.root, checkpoint, ledger)
-    sums = ray.get(ledger.read.remote())
-    ray.kill(ledger)
+    try:
+        with Bar(job, total, poll):
+            _stream(config, work, sources, steps, checkpoint, ledger)
+        sums = ray.get(ledger.read.remote())
+    finally:
+        ray.kill(ledger)
     for step in steps:
         part = sums.get(step.name, Counter())
         busy = part.get("compute_seconds", 0.0)
@@ -354,6 +256,7 @@ def stream(
             images=int(part.get("images", 0)),
             bytes=int(part.get("bytes", 0)),
             actors=int(part.get("actors", 0)),
+            nodes=int(part.get("nodes", 0)),
             images_per_second_per_actor=round(part.get("images", 0) / busy, 2) if busy else 0.0,
             compute_seconds=round(busy, 3),
             convert_seconds=round(part.get("convert_seconds", 0.0), 3),
@@ -371,15 +274,21 @@ def stream(
     return manifest
 
 
+def _beside_driver(kind: type) -> Any:
+    """A class of actors that run on the driver's node: with it the run would go anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(kind)
+
+
 def _stream(
     config: Build,
-    job: str,
+    work: Work,
     sources: Sequence[str],
     steps: Sequence[Step],
-    root: str,
     checkpoint: str,
     ledger: Any,
 ) -> None:
+    job, root = work.origin.job, work.root
     context = DataContext.get_current()
     places = [storage.filesystem(storage.join(source, ROWS)) for source in sources]
     out_where, out = storage.filesystem(storage.join(root, ROWS))
@@ -394,9 +303,18 @@ def _stream(
         data = ray.data.read_parquet([rows for _, rows in places], filesystem=places[0][0])
         data = data.repartition(target_num_rows_per_block=config.ray.rows_per_block)
         for step in steps:
+            task = Task(
+                job=job,
+                root=root,
+                step=step.name,
+                actor=step.actor,
+                arguments=step.arguments,
+                failed_rows=config.ray.failed_rows,
+            )
             data = data.map_batches(
-                _Worker,
-                fn_constructor_kwargs={"job": job, "step": step, "ledger": ledger},
+                # Named for the dashboard, for `ray list actors` and for errors of Ray.
+                type(step.name, (Worker,), {}),
+                fn_constructor_kwargs={"task": task, "ledger": ledger},
                 batch_format="pyarrow",
                 batch_size=step.pool.batch_size,
                 **_pooled(step.pool),

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ray.util.metrics import Gauge
+
 from raypipe import storage
 from raypipe.errors import UserError
 
 FOLDER = "tensorboard"
+_SECONDS, _REMOTE_SECONDS = 10, 60  # between what TensorBoard gets to see
 _Write = Callable[[dict[str, float], int], Any]
 _Close = Callable[[], Any]
 
@@ -15,7 +18,7 @@ class Log:
     """Takes metrics on the first worker."""
 
     def __init__(self, names: Sequence[str], root: str, settings: dict[str, Any]) -> None:
-        """Opens what is named: "tensorboard", "mlflow", "wandb".
+        """Opens what is named: "tensorboard", "mlflow", "wandb"; Ray's metrics are sent always.
 
         MLflow and Weights & Biases are told where to send to by their own variables of the
         environment.
@@ -27,7 +30,7 @@ class Log:
         Raises:
             UserError: where a package is not installed.
         """
-        self._open = [_OPEN[name](root, settings) for name in names]
+        self._open = [_ray(), *(_OPEN[name](root, settings) for name in names)]
 
     def write(self, metrics: dict[str, float], images: int) -> None:
         """Sends metrics, with the number of images that they come after."""
@@ -40,16 +43,61 @@ class Log:
             close()
 
 
+def _ray() -> tuple[_Write, _Close]:
+    """For the dashboard (deploy/grafana.json): raypipe_train_loss and so on."""
+    gauges: dict[str, Gauge] = {}
+
+    def write(metrics: dict[str, float], images: int) -> None:
+        for name, value in metrics.items():
+            if name not in gauges:
+                gauges[name] = Gauge(f"raypipe_train_{name.replace('/', '_')}", "of the training")
+            gauges[name].set(value)
+
+    return write, lambda: None
+
+
 def _tensorboard(root: str, settings: dict[str, Any]) -> tuple[_Write, _Close]:
     from tensorboardX import SummaryWriter
+    from tensorboardX.record_writer import register_writer_factory
 
-    writer = SummaryWriter(storage.join(root, FOLDER), flush_secs=10)
+    folder = storage.join(root, FOLDER)
+    remote = storage.is_uri(folder)
+    if remote:
+        # In place of tensorboardX's own, which need packages that know nothing of our settings.
+        register_writer_factory(folder.partition(":")[0], _Objects())
+    writer = SummaryWriter(folder, flush_secs=_REMOTE_SECONDS if remote else _SECONDS)
 
     def write(metrics: dict[str, float], images: int) -> None:
         for name, value in metrics.items():
             writer.add_scalar(name, value, images)
 
     return write, writer.close
+
+
+class _Objects:
+    """Opens files of tensorboardX in an object store."""
+
+    def directory_check(self, path: str) -> None:
+        """There are no folders to make."""
+
+    def open(self, path: str) -> "_Object":
+        """A file to write."""
+        return _Object(path)
+
+
+class _Object:
+    """A file whose bytes are in memory, and that is put whole, a few MB at most, at every flush."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._data = path, bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def flush(self) -> None:
+        storage.write_bytes(self._path, bytes(self._data))
+
+    close = flush
 
 
 def _mlflow(root: str, settings: dict[str, Any]) -> tuple[_Write, _Close]:

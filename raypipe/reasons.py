@@ -24,6 +24,14 @@ REASONS = {
             ("too_large", "the picture is larger than allowed"),
         )
     },
+    **{
+        f"{job}:{reason}": text
+        for job in ("ingest", "embed", "clean", "judge", "seed", "screen", "expand", "assemble")
+        for reason, text in (
+            ("failed", "the program failed on it; the job's folder `failures` says how"),
+            ("crashed", "the process died of it each time"),
+        )
+    },
     "align:no_face": "no face was found",
     "align:replaced_by_crop": "its aligned crop is used in its place",
     "clean:other_person": "shows somebody else than the rest of the folder",

@@ -61,23 +61,26 @@ def outcome(waves: Sequence[FaceSet], admitted: Mapping[str, Any]) -> Drawn:
         waves: the earliest first.
         admitted: as `raypipe.admission.admission` returns it.
     """
-    found: dict[int, list[str | None]] = {}
+    found: dict[int, dict[str, Any]] = {}
     for wave in waves:
-        for table in wave.tables(["index", "seed.tries.list.element.rejected"]):
-            for row in table.to_pylist():
-                found[row["index"]] = [one["rejected"] for one in row["seed"]["tries"]]
-    tries = [found[index] for index in sorted(found)]
-    reasons = Counter(reason for one in tries for reason in one if reason)
+        for table in wave.tables(["index", "rejected", "seed.tries.list.element.rejected"]):
+            found |= {row["index"]: row for row in table.to_pylist()}
+    rows = [found[index] for index in sorted(found)]
+    tries = [[one["rejected"] for one in row["seed"]["tries"]] for row in rows]
+    failed = [row["rejected"] for row in rows]
+    reasons = Counter(reason for some in [failed, *tries] for reason in some if reason)
     return Drawn(
         tries=np.array([len(one) for one in tries]),
-        passed=np.array([one[-1] is None for one in tries]),
+        passed=np.array([one[-1:] == [None] for one in tries]) & ~np.array(failed, bool),
+        failed=np.array(failed, bool),
         admitted=admitted["admitted"],
         reasons=reasons + Counter(admitted["refused"]),
     )
 
 
 def settle(identities: Iterable[Identity], *, last: int, tries: int) -> Iterator[Identity]:
-    """Rejects who has no reference, and who is not needed.
+    """Rejects who has no reference, and who is not needed; a row that the program failed on stays
+    as it is.
 
     Args:
         last: index of the last reference needed.
@@ -85,7 +88,9 @@ def settle(identities: Iterable[Identity], *, last: int, tries: int) -> Iterator
     """
     for identity in identities:
         assert identity.seed is not None
-        if not identity.kept and len(identity.seed.tries) >= tries:
+        if identity.rejected is not None:
+            pass
+        elif not identity.kept and len(identity.seed.tries) >= tries:
             identity.rejected = TRIES_USED_UP
         elif not identity.kept or identity.index > last:
             identity.rejected = SURPLUS

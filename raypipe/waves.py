@@ -23,12 +23,14 @@ class Drawn:
     Attributes:
         tries: int64 (N,), pictures of every identity, in the order of the identities.
         passed: bool (N,), whether the newest passed the gates.
+        failed: bool (N,), whether the program failed on the row; no more is drawn of it.
         admitted: identities that screening lets in.
         reasons: why pictures and identities were refused, and how often.
     """
 
     tries: np.ndarray
     passed: np.ndarray
+    failed: np.ndarray
     admitted: int
     reasons: Mapping[str, int]
 
@@ -88,7 +90,7 @@ def plan(drawn: Drawn | None, *, number: int, tries: int, limit: int) -> Wave:
             "them, and change the model, the prompts or seeds.gates"
         )
     wanted = pictures(number - drawn.admitted, min(1.0, drawn.admitted / total))
-    open_ = np.flatnonzero(~drawn.passed & (drawn.tries < tries))
+    open_ = np.flatnonzero(~(drawn.passed | drawn.failed) & (drawn.tries < tries))
     again = open_[:wanted].tolist()
     people = len(drawn.tries)
     new = min(wanted - len(again), limit * number - people)

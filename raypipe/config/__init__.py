@@ -19,6 +19,7 @@ from raypipe.config.expand import ExpandConfig
 from raypipe.config.generator import GeneratorConfig
 from raypipe.config.ingest import IngestConfig
 from raypipe.config.judge import JudgeConfig
+from raypipe.config.plan import PlanConfig
 from raypipe.config.report import ReportConfig
 from raypipe.config.sample import SampleConfig
 from raypipe.config.screen import ScreenConfig
@@ -46,6 +47,12 @@ class RayConfig(Settings):
     no_progress_seconds: int = Field(
         1800, ge=10, description="a stage that moves no row for this long ends with an error"
     )
+    failed_rows: int = Field(
+        100,
+        ge=0,
+        description="identities of a job that may fail, each of them rejected with what went wrong "
+        "in the job's folder `failures`; with more the job ends with an error",
+    )
 
 
 class Build(Settings):
@@ -68,6 +75,7 @@ class Build(Settings):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    plan: PlanConfig = Field(PlanConfig(), description="what `raypipe plan` cannot find out")
     cemiface: CemiFaceTrainingConfig = CemiFaceTrainingConfig()
     diffusion: DiffusionTrainingConfig = DiffusionTrainingConfig()
     generator: GeneratorConfig = GeneratorConfig()

@@ -93,7 +93,7 @@ def test_what_was_killed_ends_as_if_nothing_had_happened(
         time.sleep(0.02)
     children = family(process)
     if victim == "actor":
-        workers = [child for child in children if "_Worker" in " ".join(child.cmdline())]
+        workers = [child for child in children if "MapBatches(" in " ".join(child.cmdline())]
         workers[0].send_signal(signal.SIGKILL)
         assert process.wait(120) == 0
     else:

@@ -49,6 +49,18 @@ def test_a_later_wave_takes_the_place_of_an_earlier_one(waves: list[FaceSet]) ->
     assert drawn.reasons == {"seed:small": 1, "seed:no_face": 1, "seed:blurred": 1, **refused}
 
 
+def test_a_row_that_the_program_failed_on_stays_so(tmp_path) -> None:
+    broken, other = person(0), person(1, None)
+    broken.rejected = "seed:failed"
+    write_rows(str(tmp_path), "a.parquet", [broken, other])
+    sets = [FaceSet(str(tmp_path))]
+    drawn = outcome(sets, {"admitted": 1, "refused": {}, "last": None})
+    assert drawn.passed.tolist() == [False, True] and drawn.failed.tolist() == [True, False]
+    assert drawn.reasons == {"seed:failed": 1}
+    settled = [row.rejected for row in settle(newest(sets), last=101, tries=1)]
+    assert settled == ["seed:failed", None]
+
+
 def test_who_is_not_needed_and_who_failed_is_said(waves: list[FaceSet]) -> None:
     rows = {row.index - 100: row.rejected for row in settle(newest(waves), last=102, tries=1)}
     used_up, surplus = "seed:tries_used_up", "seed:surplus"

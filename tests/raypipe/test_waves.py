@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,13 @@ from raypipe.waves import Drawn, pictures, plan
 LIMITS = {"tries": 2, "limit": 3}
 
 
-def drawn(tries: list[int], passed: list[int], admitted: int) -> Drawn:
-    reasons = {"seed:no_face": 5, "screen:not_unique": 7}
+def drawn(tries: list[int], passed: list[int], admitted: int, failed: Sequence[int] = ()) -> Drawn:
     return Drawn(
-        tries=np.array(tries), passed=np.array(passed, bool), admitted=admitted, reasons=reasons
+        tries=np.array(tries),
+        passed=np.array(passed, bool),
+        failed=np.isin(np.arange(len(tries)), failed),
+        admitted=admitted,
+        reasons={"seed:no_face": 5, "screen:not_unique": 7},
     )
 
 
@@ -33,6 +38,11 @@ def test_the_refused_come_first_then_new_people() -> None:
     # 4 of 8 pictures are admitted: 2 more people take 4 pictures and twice a deviation of 2.
     wave = plan(drawn([1, 2, 1, 1, 1, 2], [1, 0, 0, 1, 1, 1], 4), number=6, **LIMITS)
     assert (wave.again, wave.first, wave.new) == ([2], 6, 7)
+
+
+def test_nobody_the_program_failed_on_is_drawn_again() -> None:
+    found = drawn([1, 2, 0, 1, 1, 2], [1, 0, 0, 1, 1, 1], 4, failed=[2])
+    assert plan(found, number=6, **LIMITS).again == []
 
 
 def test_of_many_refused_only_as_many_as_needed_are_drawn_again() -> None:
