@@ -79,7 +79,11 @@ def _decisions(config: Build, sources: list[str], root: str, galleries: list[Gal
     """Calibrates, searches and decides; the decisions are written last."""
     connect(config)
     screen = config.screen
-    one = {"num_cpus": max(screen.pool.num_cpus, 1), "num_gpus": screen.pool.num_gpus or None}
+    one = {
+        "num_cpus": max(screen.pool.num_cpus, 1),
+        "num_gpus": screen.pool.num_gpus or None,
+        "memory": screen.pool.memory,  # it takes 5 GiB for 300,000 identities of 512 numbers
+    }
     try:
         summaries = calibrated(config, galleries)
         searched = search(config, sources, galleries)

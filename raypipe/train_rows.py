@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -91,9 +90,9 @@ class RowGroups:
         with ThreadPoolExecutor(_READERS) as readers:
             return pa.concat_tables(readers.map(one, self.files))[name]
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
-        """int64 (images,), class of every position.
+        """int64 (images,), class of every position. Not kept: it would travel to every reader.
 
         Raises:
             UserError: where a label is missing or negative, or a class has no image.

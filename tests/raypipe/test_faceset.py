@@ -13,7 +13,7 @@ from raypipe.identities import (
     row_digest,
     to_table,
 )
-from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
+from raypipe.manifest import Counts, Manifest, Origin, read_manifest, summarise, write_manifest
 
 
 def person(number: int, images: int = 3) -> Identity:
@@ -88,6 +88,33 @@ def test_an_identity_twice_is_an_error(tmp_path):
     write_rows(str(tmp_path), "x.parquet", [person(1), person(1)])
     with pytest.raises(UserError, match="base/001.*twice"):
         summarise(str(tmp_path))
+
+
+def test_counts_of_tables_are_those_of_rows_one_by_one(tmp_path):
+    people = [person(n, images) for n, images in enumerate((3, 0, 4, 1, 3, 5))]
+    people[2].rejected = "clean:double"  # and one of its images for a reason of its own
+    people[4].source = people[5].source = "new"
+    people[5].rejected = "clean:double"
+    one_by_one = Counts()
+    for item in people:
+        reasons = [image.rejected for image in item.images]
+        one_by_one.add(item.source, item.rejected, reasons)
+    write_rows(str(tmp_path), "x.parquet", people[:4])
+    write_rows(str(tmp_path), "y.parquet", people[4:])
+    found, _ = summarise(str(tmp_path))
+    assert found.rejected_images == {"clean:other_person": 4, "clean:double": 7}
+    one_by_one.bytes = found.bytes
+    assert found == one_by_one
+
+
+def test_named_rows_are_found_in_whatever_file_they_are(tmp_path):
+    people = [person(n) for n in range(40)]
+    write_rows(str(tmp_path), "x.parquet", people[::2])
+    write_rows(str(tmp_path), "y.parquet", people[1::2])
+    wanted = ["base/039", "base/000", "base/900", "base/020"]
+    found = FaceSet(str(tmp_path)).read(wanted)
+    assert [item.index for item in found] == [39, 0, 20]
+    assert all(same(item, people[item.index]) for item in found)
 
 
 def test_reading_by_id_and_embeddings_alone(tmp_path):

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +49,13 @@ def test_reads_rows_by_position_in_the_order_asked_for(written):
     ]
     assert found["label"].to_pylist() == [p % 7 for p in positions.tolist()]
     assert found["position"].to_pylist() == positions.tolist()
+
+
+def test_labels_do_not_travel_along(written):
+    rows = written()
+    before = len(pickle.dumps(rows))
+    assert rows.labels.max() == 6
+    assert len(pickle.dumps(rows)) == before
 
 
 def test_names_images(written):
