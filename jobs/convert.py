@@ -1,8 +1,8 @@
 """Turns a set of one format into another: every image as the bytes it was."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from raypipe.formats.by_label import by_label
 from raypipe.formats.detect import FORMATS, PAIR_FORMATS, WRITERS
 from raypipe.formats.verification import convert_pairs, is_pair_set
 from raypipe.images import extension
+from raypipe.scratch import scratch
 
 _SHOWN = 5
 
@@ -66,10 +67,10 @@ def _images(source: str, target: str, format: str, mask: str | None) -> Converte
     gaps = len(survey.labels) != survey.labels[-1] + 1 or survey.labels[0] != 0
     written, faults = 0, []
     no_images = 0
-    with open_writer(target, format) as writer, _scratch(target) as scratch:
+    with open_writer(target, format) as writer, _scratch(target) as folder:
         records = reader.records()
         if writer.by_label and not survey.in_order:
-            records = by_label(records, survey, scratch)
+            records = by_label(records, survey, folder)
         with Bar("convert", survey.images, lambda: (written, "")):
             try:
                 for record in _renumbered(records, survey.labels) if gaps else records:
@@ -95,10 +96,11 @@ def _images(source: str, target: str, format: str, mask: str | None) -> Converte
     return Converted(text, faults)
 
 
-def _scratch(target: str) -> tempfile.TemporaryDirectory[str]:
+def _scratch(target: str) -> AbstractContextManager[str]:
     """A folder on the disk that has room for the target."""
-    where = None if storage.is_uri(target) else os.path.dirname(storage.filesystem(target)[1])
-    return tempfile.TemporaryDirectory(dir=where, prefix=".raypipe.", suffix=".tmp")
+    return scratch(
+        None if storage.is_uri(target) else os.path.dirname(storage.filesystem(target)[1])
+    )
 
 
 def _renumbered(records: Iterator[Record], labels: np.ndarray) -> Iterator[Record]:

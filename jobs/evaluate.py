@@ -15,6 +15,7 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.errors import UserError
 from raypipe.manifest import Manifest, digest_of, read_manifest
+from raypipe.node_cache import local
 from raypipe.report.words import count
 
 RESULTS, TABLE = "results.json", "results.md"
@@ -133,7 +134,7 @@ def _score_epoch(
     # All that the result depends on.
     key = digest_of(
         {
-            "weights": storage.sha256_file(path),
+            "weights": storage.sha256_file(local(path)),
             "sets": {item.name: content[item.name] for item in sets.pairs},
             "fars": options.fars,
             "images_per_batch": options.images_per_batch,

@@ -17,6 +17,7 @@ from raypipe.config import RayConfig
 from raypipe.config.base import Pool
 from raypipe.config.evaluate import EvaluateConfig, VerificationSetConfig
 from raypipe.errors import UserError
+from raypipe.node_cache import local
 
 WEIGHTS = (".onnx", ".safetensors", ".pt", ".pth", ".ckpt")
 
@@ -46,7 +47,7 @@ def run(paths: Sequence[str], out: str | None, gpu: bool) -> dict[str, Any]:
     if not sets:
         raise UserError("evaluate: no verification set to score on; name some after the recognizer")
     for path in recognizers:
-        if not storage.exists(path):
+        if not storage.exists(local(path)):
             raise UserError(f"{path}: no such file")
     named = [VerificationSetConfig(name=_name(path), path=path) for path in sets]
     names = [item.name for item in named]
@@ -67,7 +68,7 @@ def run(paths: Sequence[str], out: str | None, gpu: bool) -> dict[str, Any]:
         # Workers may run in other folders.
         weights = storage.absolute(path)
         found[path] = {
-            "weights": storage.sha256_file(path),
+            "weights": storage.sha256_file(local(path)),
             "sets": {item.name: score(item, weights, options, _say) for item in loaded.pairs},
             "ijb": {
                 item.name: ijb.score(item, weights, options, _say) for item in loaded.templates

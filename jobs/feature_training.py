@@ -17,7 +17,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train.torch import get_device
 
 from jobs.cluster import connect, preflight
-from jobs.trainer import CHECKPOINTS, SPEED_ONLY, fit, in_order, pool_of, save_state
+from jobs.trainer import CHECKPOINTS, SPEED_ONLY, fit, in_order, pool_of, read_rows, save_state
 from jobs.work import Work, begin
 from raypipe import feature_training as training
 from raypipe import storage
@@ -58,7 +58,7 @@ def examine(source: str) -> FeatureSet:
 
 def dataset(found: FeatureSet) -> ray.data.Dataset:
     """A row for each image to train on (`feature_training.COLUMNS`), in order."""
-    rows = ray.data.read_parquet(found.files).map_batches(
+    rows = read_rows(found.files).map_batches(
         training.image_rows, batch_format="pyarrow", batch_size=None
     )
     return in_order(rows, found.size)

@@ -6,7 +6,6 @@ workers. A source whose files changed is listed anew, and noticed.
 """
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from raypipe.formats import Reader, open_reader
 from raypipe.formats.row_groups import RowGroupsReader
 from raypipe.identities import Identity
 from raypipe.manifest import Manifest, Origin, digest_of, read_manifest, summarise, write_manifest
+from raypipe.scratch import scratch
 
 LISTING = "listing"
 _ROWS_PER_FILE = 1024
@@ -117,7 +117,7 @@ def write_listing(config: Build, root: str, sources: Sequence[SourceConfig], *, 
     if earlier and earlier.origin == _origin(job, _fingerprints(readers, scan, masks)):
         return digest_of(earlier.origin.inputs)
     count, start, found = 0, time.monotonic(), dict(masks)
-    with tempfile.TemporaryDirectory() as made, console.status(f"{job}: listing") as status:
+    with scratch() as made, console.status(f"{job}: listing") as status:
         for name, reader in readers.items():
             for part in _listed(reader, scan, found, name):
                 rows = [

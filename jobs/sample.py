@@ -8,7 +8,6 @@ its own and moved into place part by part, the manifest last: a killed run leave
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections import Counter, defaultdict
 from typing import Any
@@ -27,6 +26,7 @@ from raypipe.config.sample import SampleConfig
 from raypipe.errors import UserError
 from raypipe.images import decode
 from raypipe.manifest import Manifest
+from raypipe.scratch import scratch
 from raypipe.world import make_base, weights_path
 
 PARTS = ("base", "gallery", "pairs.parquet", "truth.json")
@@ -52,7 +52,7 @@ def run(config: Build) -> Manifest:
     )
     if work.manifest:
         return work.manifest
-    with tempfile.TemporaryDirectory() as remote_making:
+    with scratch() as remote_making:
         local = not storage.is_uri(work.root)
         making = work.path(_MAKING) if local else remote_making
         storage.delete(making)

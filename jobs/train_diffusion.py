@@ -7,7 +7,6 @@ pictures, in the words of a grammar.
 
 import hashlib
 import os
-import tempfile
 import time
 from typing import Any
 
@@ -27,6 +26,7 @@ from jobs.trainer import (
     in_order,
     load_state,
     pool_of,
+    read_rows,
     save_state,
 )
 from jobs.work import Work, begin
@@ -44,6 +44,7 @@ from raypipe.models import small_diffusion
 from raypipe.models.loading import shipped
 from raypipe.models.small_diffusion import Parts
 from raypipe.prompts import PORTRAITS, Grammar, load_grammar, say
+from raypipe.scratch import scratch
 from raypipe.seeding import torch_seed
 
 MODEL, CARD, HISTORY, GRIDS = "model", "card.json", "history.json", "grids"
@@ -81,7 +82,7 @@ def run(config: Build) -> Manifest:
     files = FaceSet(source).files()
     sizes = {entry.path: entry.size for entry in storage.listdir(source, recursive=True)}
     pictures = in_order(
-        ray.data.read_parquet(files).map_batches(
+        read_rows(files).map_batches(
             training.Prepare,
             fn_constructor_args=(options,),
             batch_format="pyarrow",
@@ -224,7 +225,7 @@ def _finish(
     parts = _parts(options, grammar, config.seed)
     history = training.read_state(state, parts)
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         small_diffusion.save(parts, folder, torch.float16)
         for name in small_diffusion.files(folder):
             with open(os.path.join(folder, name), "rb") as file:

@@ -1,8 +1,8 @@
 """Ray Train under the two training jobs: workers, checkpoints, progress, and how runs go on."""
 
 import os
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from jobs.work import Work
 from raypipe import storage
 from raypipe.config.base import Pool, Workers
 from raypipe.errors import UserError
+from raypipe.scratch import scratch
 
 CHECKPOINTS, _STATE = "checkpoints", "state.pt"
 # They change how a run goes, not what comes out of it.
@@ -47,6 +48,12 @@ class _Progress:
 
     def read(self) -> tuple[int, str]:
         return self._state
+
+
+def read_rows(files: list[str]) -> ray.data.Dataset:
+    """The rows of Parquet files of one face set."""
+    places = [storage.filesystem(file) for file in files]
+    return ray.data.read_parquet([inner for _, inner in places], filesystem=places[0][0])
 
 
 def in_order(dataset: ray.data.Dataset, size: int) -> ray.data.Dataset:
@@ -144,14 +151,8 @@ def load_files() -> tuple[list[str], Callable[[str], bytes]] | None:
     checkpoint = train.get_checkpoint()
     if checkpoint is None:
         return None
-    where, inner = checkpoint.filesystem, checkpoint.path
-    names = [entry.base_name for entry in where.get_file_info(FileSelector(inner))]
-
-    def read(name: str) -> bytes:
-        with where.open_input_file(storage.join(inner, name)) as stream:
-            return stream.read()
-
-    return names, read
+    entries = checkpoint.filesystem.get_file_info(FileSelector(checkpoint.path))
+    return [entry.base_name for entry in entries], partial(_read, checkpoint)
 
 
 def save_files(metrics: dict[str, Any], files: dict[str, bytes]) -> None:
@@ -159,12 +160,13 @@ def save_files(metrics: dict[str, Any], files: dict[str, bytes]) -> None:
     if not files:
         train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         for name, data in files.items():
             storage.write_bytes(os.path.join(folder, name), data)
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
 
 
 def _read(checkpoint: train.Checkpoint, name: str) -> bytes:
-    with checkpoint.as_directory() as folder:
-        return storage.read_bytes(os.path.join(folder, name))
+    # Not by `as_directory`, which copies a remote checkpoint to the local disk first.
+    with checkpoint.filesystem.open_input_file(storage.join(checkpoint.path, name)) as stream:
+        return stream.read()

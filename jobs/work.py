@@ -16,6 +16,7 @@ from raypipe.manifest import (
     write_manifest,
     write_started,
 )
+from raypipe.node_cache import local
 
 RUN = "run.json"
 
@@ -116,7 +117,7 @@ def begin(
         job=job,
         settings=settings,
         inputs=inputs or {},
-        models={path.rsplit("/", 1)[-1]: storage.sha256_file(path) for path in models},
+        models={path.rsplit("/", 1)[-1]: storage.sha256_file(local(path)) for path in models},
     )
     manifest = read_manifest(root)
     earlier = manifest.origin if manifest else read_started(root)
@@ -128,4 +129,6 @@ def begin(
             f"{job}: {root} was {state} with something else: {'; '.join(changes)}. "
             f"Choose another workspace, or delete {root} to make it anew"
         )
+    if earlier is not None and manifest is None:
+        storage.delete_unfinished(root)  # of the run that was killed
     return Work(root, origin, manifest, resumed=earlier is not None)

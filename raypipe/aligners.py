@@ -1,6 +1,6 @@
 """Aligners: a photograph to the 112×112 crop that recognition networks expect."""
 
-import glob
+import fnmatch
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +11,7 @@ import numpy as np
 from raypipe import storage
 from raypipe.config.align import AlignerConfig
 from raypipe.errors import UserError
+from raypipe.node_cache import local
 from raypipe.pose import DLIB_HEAD, SCRFD_HEAD
 
 SIZE = 112  # side of a crop in pixels
@@ -33,6 +34,7 @@ _DLIB_TEMPLATE = np.array([*ARCFACE_TEMPLATE[:2], [56.0, 74.5]], dtype=np.float3
 # Longer photographs are shrunk to this many pixels before dlib looks at them: time and memory of
 # its image pyramid grow with the area, and a face worth cropping still has 80 pixels in it.
 _DLIB_LONGEST = 1024
+_DETECTORS = ("det_*.onnx", "scrfd_*.onnx")  # what model packs call them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,22 +171,17 @@ def weights_files(config: AlignerConfig) -> list[str]:
 
 
 def _detector_file(path: str) -> str:
-    """The detector of a model pack: the file itself, or the one a folder holds."""
-    if storage.is_uri(path):
-        raise UserError(f"{path}: an ONNX model must be a local file; copy it to the workers")
-    if os.path.isfile(path):
-        return path
-    found = sorted(
-        name
-        for pattern in ("det_*.onnx", "scrfd_*.onnx")
-        for name in glob.glob(os.path.join(glob.escape(path), pattern))
-    )
+    """The detector of a model pack, on this node: the file itself, or the one a folder holds."""
+    if path.endswith(".onnx"):
+        return local(path)
+    names = [entry.name for entry in storage.listdir(path)]
+    found = [name for pattern in _DETECTORS for name in fnmatch.filter(names, pattern)]
     if len(found) != 1:
         raise UserError(
-            f"{path}: expected a detector .onnx file or a folder with one det_*.onnx or "
-            f"scrfd_*.onnx, found {len(found)}"
+            f"{path}: expected a detector .onnx file or a folder with one {' or '.join(_DETECTORS)}"
+            f", found {len(found)}"
         )
-    return found[0]
+    return local(storage.join(path, found[0]))
 
 
 class ScrfdAligner(Aligner):

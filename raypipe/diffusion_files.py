@@ -4,22 +4,22 @@ A hub is asked only for what is not in its cache, and gives up after seconds.
 """
 
 import hashlib
-import json
 import math
 import os
 import re
 from collections.abc import Callable
 
 from raypipe import storage
-from raypipe.config.diffusion import DiffusionConfig, LoraConfig, SecondPassConfig
-from raypipe.errors import UserError
-from raypipe.models.loading import first_line, shipped
+from raypipe.config.diffusion import FILES, DiffusionConfig, LoraConfig, SecondPassConfig
+from raypipe.errors import UserError, first_line
+from raypipe.models.loading import shipped
+from raypipe.node_cache import from_hub, local, local_folder
 
 INDEX = "model_index.json"
 SHIPPED = "face_diffusion"
 FIELD = "seeds.diffusion"  # what errors call the configuration
+_HUB = "hf://"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_HUB_SECONDS = 5.0
 _WEIGHTS = ".safetensors"
 _WEIGHTLESS = ("Scheduler", "Processor", "Extractor")  # in the names of classes
 _TEXTS = (".json", ".txt", ".model")  # configurations and vocabularies
@@ -27,30 +27,38 @@ _TEXTS = (".json", ".txt", ".model")  # configurations and vocabularies
 
 def model_name(config: DiffusionConfig) -> str:
     """What a pipeline is called, wherever its folder lies."""
-    model = config.model or SHIPPED
-    return os.path.basename(model.rstrip("/")) if os.path.isdir(model) else model
+    model = (config.model or SHIPPED).removeprefix(_HUB)
+    if storage.is_uri(model) or os.path.isdir(model):
+        return model.rstrip("/").rpartition("/")[2]
+    return model
 
 
 def resolve(config: DiffusionConfig) -> str:
-    """The folder of the pipeline; the files of a hub id are fetched where they are not yet.
+    """The folder of the pipeline on this node; the files of a hub id or of a URI are fetched where
+    they are not yet.
 
     Raises:
         UserError: where there is no such folder, and no hub that has it can be reached.
     """
     from diffusers import DiffusionPipeline
 
-    model = config.model or shipped(SHIPPED)
+    model = (config.model or shipped(SHIPPED)).removeprefix(_HUB)
     if os.path.isdir(model):
         return model
+    if storage.is_uri(model):
+        try:
+            return local_folder(model, _names(model, config.variant))
+        except UserError as error:
+            raise UserError(f"{FIELD}.model: {error}") from error
 
-    def fetch(local: bool) -> str:
+    def fetch(cached: bool) -> str:
         return str(
             DiffusionPipeline.download(
                 model,
                 revision=config.revision,
                 variant=config.variant,
                 use_safetensors=True,
-                local_files_only=local,
+                local_files_only=cached,
             )
         )
 
@@ -58,7 +66,7 @@ def resolve(config: DiffusionConfig) -> str:
 
 
 def resolve_file(field: str, part: LoraConfig | SecondPassConfig) -> str:
-    """The path of a LoRA's or an adapter's file, fetched where it is of a hub and not yet here.
+    """The path of a LoRA's or an adapter's file on this node, fetched where it is not yet here.
 
     Args:
         field: what errors call it.
@@ -72,14 +80,19 @@ def resolve_file(field: str, part: LoraConfig | SecondPassConfig) -> str:
     if os.path.isfile(path):
         return path
     name = part.weight_name
+    if storage.is_uri(path):
+        try:
+            return local(path if path.endswith(FILES) else storage.join(path, name or ""))
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from error
     if os.path.isdir(path) and name is not None:
         if os.path.isfile(inner := os.path.join(path, name)):
             return inner
         raise UserError(f"{field}: {inner}: no such file")
 
-    def fetch(local: bool) -> str:
+    def fetch(cached: bool) -> str:
         assert name is not None
-        return hf_hub_download(path, name, local_files_only=local)
+        return hf_hub_download(path, name, local_files_only=cached)
 
     return _from_hub(field, path if name else "", None, fetch, shown=path)
 
@@ -92,23 +105,14 @@ def _from_hub(
     shown: str | None = None,
 ) -> str:
     """What `fetch` finds in the cache (True), or else on the hub (False)."""
-    from huggingface_hub import model_info
-
     if not _HUB_ID.fullmatch(hub_id):
         raise UserError(f"{field}: {shown or hub_id}: no such file or folder here")
     try:
-        return fetch(True)
-    except (OSError, ValueError):  # not there, or no id that a hub allows
-        pass
-    try:
-        # A download repeats requests and may wait for long; this one answers or gives up.
-        model_info(hub_id, revision=revision, timeout=_HUB_SECONDS)
-        return fetch(False)
-    except Exception as error:  # of the HTTP client, the hub and diffusers
+        return from_hub(hub_id, revision, fetch)
+    except UserError as error:
         raise UserError(
-            f"{field}: {hub_id!r} is no folder here, not in the cache of the hub, and could not be "
-            f"fetched ({first_line(error)}); give the path of a folder, or fetch it where there is "
-            "a network"
+            f"{field}: {hub_id!r} is no folder here, {error}; give the path of a folder, or fetch "
+            "it where there is a network"
         ) from error
 
 
@@ -118,10 +122,9 @@ def parts(folder: str) -> dict[str, tuple[str, str]]:
     Raises:
         UserError: where its `model_index.json` is missing or none.
     """
-    path = os.path.join(folder, INDEX)
+    path = storage.join(folder, INDEX)
     try:
-        with open(path, encoding="utf-8") as file:
-            index = json.load(file)
+        index = storage.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({first_line(error)}); expected the folder of a pipeline in "
@@ -142,16 +145,23 @@ def pipeline_files(folder: str, variant: str | None) -> list[str]:
     Raises:
         UserError: where one of its parts is not there, or not whole.
     """
+    names = _names(folder, variant)
+    for name in names:
+        if name.endswith(_WEIGHTS):
+            _check_whole(os.path.join(folder, name))
+    return names
+
+
+def _names(folder: str, variant: str | None) -> list[str]:
+    """As `pipeline_files`, of a local folder or a URI, and no file but the index is opened."""
     found = [INDEX]
     for part, (_, kind) in parts(folder).items():
-        inside = os.path.join(folder, part)
-        if not os.path.isdir(inside):
+        entries = storage.listdir(storage.join(folder, part))
+        if not entries:
             raise UserError(f"{folder}: the part {part!r} that {INDEX} names is missing")
-        names = sorted(os.listdir(inside))
+        names = [entry.name for entry in entries]
         weights = _weights(names, variant)
         _check(f"{folder}: the part {part!r}", kind, names, weights)
-        for name in weights:
-            _check_whole(os.path.join(inside, name))
         texts = [name for name in names if name.endswith(_TEXTS)]
         found += [f"{part}/{name}" for name in [*texts, *weights]]
     return sorted(found)

@@ -15,8 +15,7 @@ from raypipe.diffusion_files import (
     resolve_file,
     stored_numbers,
 )
-from raypipe.errors import UserError
-from raypipe.models.loading import first_line
+from raypipe.errors import UserError, first_line
 
 
 def load(config: DiffusionConfig, device: torch.device) -> Any:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from raypipe.config.attributes import AttributeConfig
-from raypipe.errors import UserError
+from raypipe.errors import UserError, first_line
 from raypipe.models.face_attributes import ATTRIBUTES, FaceAttributes
 from raypipe.models.iresnet import load_iresnet
-from raypipe.models.loading import first_line, load_state, shipped
+from raypipe.models.loading import load_state, shipped
+from raypipe.node_cache import local
 
 _SHIPPED = "face_attributes.safetensors"
 
@@ -31,7 +32,7 @@ def load(config: AttributeConfig, device: str | torch.device) -> nn.Module:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where} cannot be imported ({first_line(error)})") from error
-    estimator = function(config.weights, device)
+    estimator = function(local(config.weights) if config.weights else None, device)
     if not isinstance(estimator, nn.Module):
         raise UserError(
             f"{where} returns a {type(estimator).__name__}; expected a torch.nn.Module from images "

@@ -1,6 +1,5 @@
 """A recognizer as an ONNX model for insightface and onnxruntime."""
 
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from raypipe import storage
 from raypipe.errors import UserError
 from raypipe.models.recognizers import load_network
 from raypipe.recognizer import SIDE, open_recognizer
+from raypipe.scratch import scratch
 
 # Of insightface's export (recognition/arcface_torch/torch2onnx.py).
 OPSET = 11
@@ -51,7 +51,7 @@ def export_onnx(weights: str, path: str) -> None:
     if weights.endswith(".onnx"):
         raise UserError(f"{weights}: is ONNX already; copy it")
     loaded = load_network(weights)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         written = str(Path(folder) / "model.onnx")
         _export(_RedFirst(loaded.network) if loaded.bgr else loaded.network, written)
         wrong = _difference(weights, written)

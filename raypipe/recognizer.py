@@ -54,7 +54,8 @@ def open_recognizer(path: str, device: str = "cpu") -> Recognizer:
     say; it is fed as all others are.
 
     Args:
-        path: `.onnx`, a local file; anything else holds weights (`load_network`).
+        path: path or URI, which is fetched once a node; `.onnx`, anything else holds weights
+            (`load_network`).
         device: "cpu", "cuda", "cuda:1", ...
 
     Raises:

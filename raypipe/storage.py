@@ -1,8 +1,9 @@
 """Files on any filesystem that pyarrow can open: local paths, s3://, gs://.
 
 A path is a string. A local path is absolute or relative to the working directory; anything with a
-scheme is a URI. Writes are atomic: a local file is written beside its place and renamed, an object
-store shows an object only when its upload is complete.
+scheme is a URI. Behind its bucket a URI is taken as it stands: nothing in it is an escape or a
+query, for keys hold people's names. Writes are atomic: a local file is written beside its place and
+renamed, an object store shows an object only when its upload is complete.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +22,8 @@ from pyarrow import fs
 from raypipe.errors import UserError
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+_PARTS = re.compile(r"([^:]+://[^/]*)(.*)", re.DOTALL)  # scheme and bucket; key
+_UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.tmp$")  # of a file that `write_bytes` is writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,19 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(path):
         return fs.LocalFileSystem(), absolute(path)
+    match = _PARTS.fullmatch(path)
+    assert match is not None
     try:
-        found, inner = fs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        found, base = _bucket(match[1])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError, OSError) as error:
         raise UserError(f"{path}: not a path raypipe can open ({error})") from error
-    return found, inner
+    return found, (base.rstrip("/") + match[2]).rstrip("/") or "/"
+
+
+@lru_cache
+def _bucket(uri: str) -> tuple[fs.FileSystem, str]:
+    """Of each bucket one client: every new one looks for its region and keys, and connects anew."""
+    return fs.FileSystem.from_uri(uri)
 
 
 def absolute(path: str) -> str:
@@ -155,6 +167,17 @@ def delete(path: str) -> None:
         where.delete_file(inner)
     elif kind == fs.FileType.Directory:
         where.delete_dir(inner)
+
+
+def delete_unfinished(root: str) -> None:
+    """Deletes what `write_bytes` left below a folder when it was killed; nobody may write there.
+
+    In an object store nothing that can be listed is left.
+    """
+    if not is_uri(root):
+        for entry in listdir(root, recursive=True):
+            if entry.is_file and _UNFINISHED.search(entry.name):
+                delete(entry.path)
 
 
 def chunks(path: str, size: int = 1 << 20) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import tempfile
 
@@ -41,10 +42,12 @@ def s3_bucket():
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
         AWS_DEFAULT_REGION="us-east-1",
         AWS_EC2_METADATA_DISABLED="true",
+        RAYPIPE_CACHE=tempfile.mkdtemp(prefix="cache"),
     )
     boto3.client("s3").create_bucket(Bucket="faces")
     yield "s3://faces"
     server.stop()
+    shutil.rmtree(os.environ["RAYPIPE_CACHE"])
 
 
 @pytest.fixture(scope="session")

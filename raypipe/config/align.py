@@ -17,8 +17,8 @@ class AlignerConfig(Settings):
     )
     weights: str | None = Field(
         None,
-        description="insightface only: the detector's local .onnx file, or the folder of a model "
-        "pack that holds one (det_*.onnx or scrfd_*.onnx)",
+        description="insightface only: the detector's .onnx file, or the folder of a model pack "
+        "that holds one (det_*.onnx or scrfd_*.onnx); a path or URI",
     )
     upsample: int = Field(
         1,

@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from raypipe.config.base import Licence, Settings
 
 # What a file of weights ends with; a path that ends otherwise is a folder or the id of a hub.
-_FILES = (".safetensors", ".bin")
+FILES = (".safetensors", ".bin")
 
 
 class LoraConfig(Settings):
     """Low-rank changes of the weights, merged into them before anything is drawn."""
 
     path: str = Field(
-        description="a .safetensors file, a folder or a hub id, such as "
+        description="a .safetensors file, a folder (paths or URIs) or a hub id, such as "
         "latent-consistency/lcm-lora-sdxl for few steps"
     )
     weight_name: str | None = Field(
@@ -39,9 +39,9 @@ class SecondPassConfig(Settings):
     """
 
     adapter: str = Field(
-        description="IP-Adapter FaceID: a .safetensors or .bin file, a folder or a hub id, such as "
-        "h94/IP-Adapter-FaceID; its features are those of `embedder` (published: w600k_r50.onnx of "
-        "insightface, 512 numbers)"
+        description="IP-Adapter FaceID: a .safetensors or .bin file, a folder (paths or URIs) or a "
+        "hub id, such as h94/IP-Adapter-FaceID; its features are those of `embedder` (published: "
+        "w600k_r50.onnx of insightface, 512 numbers)"
     )
     weight_name: str | None = Field(
         None, description="file of a folder or a hub id, such as ip-adapter-faceid_sdxl.bin"
@@ -67,7 +67,7 @@ class SecondPassConfig(Settings):
     @model_validator(mode="after")
     def _file_named(self) -> "SecondPassConfig":
         name = _named(self.adapter, self.weight_name)
-        if not name.endswith(_FILES):
+        if not name.endswith(FILES):
             raise ValueError(f"{name!r}: expected a .safetensors or .bin file")
         return self
 
@@ -77,9 +77,9 @@ class DiffusionConfig(Settings):
 
     model: str | None = Field(
         None,
-        description="folder of a text-to-image pipeline in the format of diffusers, or its hub id, "
-        "such as stabilityai/stable-diffusion-xl-base-1.0; none: the small one that ships with "
-        "raypipe",
+        description="folder of a text-to-image pipeline in the format of diffusers, a path or URI, "
+        "or its hub id, such as stabilityai/stable-diffusion-xl-base-1.0; none: the small one that "
+        "ships with raypipe",
     )
     revision: str | None = Field(
         None, description="branch, tag or commit of a hub id; none: the main branch"
@@ -140,7 +140,7 @@ class DiffusionConfig(Settings):
 
 def _named(path: str, weight_name: str | None) -> str:
     """Name of the file that a path and a name in it stand for."""
-    if path.endswith(_FILES):
+    if path.endswith(FILES):
         return path
     if weight_name is None:
         raise ValueError(f"{path!r} is no file of weights: give its weight_name")

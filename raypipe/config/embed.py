@@ -17,8 +17,9 @@ class EmbedderConfig(Settings):
     )
     weights: str | None = Field(
         None,
-        description="weights file: .safetensors, .pt or .pth for dlib and iresnet, a local .onnx "
-        "for insightface; none: the file that ships with raypipe (dlib only)",
+        description="weights file, a path or URI (s3://, gs://, hf://OWNER/REPOSITORY/FILE), which "
+        "is fetched once a node: .safetensors, .pt or .pth for dlib and iresnet, .onnx for "
+        "insightface; none: the file that ships with raypipe (dlib only)",
     )
     depth: Literal["10", "18", "34", "50", "100", "200"] = Field(
         "50", description="layers of an iresnet"

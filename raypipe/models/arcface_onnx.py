@@ -1,14 +1,14 @@
 """Recognition models in ONNX, through insightface's own class."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from raypipe import storage
-from raypipe.errors import UserError
-from raypipe.models.loading import first_line
+from raypipe.errors import UserError, first_line
+from raypipe.node_cache import local
 
 SIDE = 112
 
@@ -22,7 +22,10 @@ class ArcFaceModel:
     """
 
     def __init__(self, path: str, providers: list[Any]) -> None:
-        """Loads a local file; `providers` are onnxruntime's, the first that works is taken.
+        """Loads a file; `providers` are onnxruntime's, the first that works is taken.
+
+        Args:
+            path: path or URI, which is fetched once a node.
 
         Raises:
             UserError: where the file is missing or broken, or is no recognition model.
@@ -30,14 +33,13 @@ class ArcFaceModel:
         import onnxruntime
         from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
-        if storage.is_uri(path):
-            raise UserError(f"{path}: an ONNX model must be a local file; copy it to the workers")
-        if not storage.exists(path):
+        file = local(path)
+        if not os.path.exists(file):
             raise UserError(f"{path}: no such file")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=providers)
+            session = onnxruntime.InferenceSession(file, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise UserError(
                 f"{path}: not an ONNX model that can be run ({first_line(error)})"
@@ -56,7 +58,7 @@ class ArcFaceModel:
         self.name = Path(path).name
         self._one_by_one = inputs[0][0] == 1
         # Which numbers the model wants, 0 to 255 or -1 to 1, is for insightface to say.
-        self._model: Any = ArcFaceONNX(model_file=path, session=session)
+        self._model: Any = ArcFaceONNX(model_file=file, session=session)
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, 112, 112, 3) RGB, N at least 1, to float32 (N, dimensions), not normalised."""

@@ -10,7 +10,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from raypipe import storage
-from raypipe.errors import UserError
+from raypipe.errors import UserError, first_line
+from raypipe.node_cache import local
 
 # Under which key published checkpoints keep the network: AdaFace and Lightning, arcface_torch's
 # checkpoint_gpu_*.pt, Vec2Face. arcface_torch's model.pt is bare.
@@ -30,14 +31,9 @@ def shipped(name: str) -> str:
     return str(Path(__file__).parents[1] / "weights" / name)
 
 
-def first_line(error: Exception) -> str:
-    """What an error of a library says, short enough for one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 def _parse(path: str) -> object:
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(local(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
     try:
@@ -63,7 +59,8 @@ def load_state(path: str) -> dict[str, Tensor]:
     MagFace's), the others (the head) are left out.
 
     Args:
-        path: path or URI; `.safetensors`, anything else is read as a PyTorch file.
+        path: path or URI, which is fetched once a node; `.safetensors`, anything else is read as a
+            PyTorch file.
 
     Raises:
         UserError: where the file is missing, broken, or holds code or something else than tensors.
@@ -97,6 +94,7 @@ def load_with_prefixes(path: str) -> tuple[dict[str, Tensor], list[str]]:
 
 def metadata(path: str) -> dict[str, str]:
     """What a `.safetensors` file that `load_state` accepts says of itself beside the tensors."""
+    path = local(path)
     length = int.from_bytes(storage.read_bytes(path, 8), "little")
     return json.loads(storage.read_bytes(path, 8 + length)[8:]).get("__metadata__", {})
 

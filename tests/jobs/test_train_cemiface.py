@@ -29,26 +29,29 @@ def configured(workspace, **changes):
     )
 
 
-def test_trains_and_writes_weights_card_and_grids(cleaned, tmp_path):
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_trains_and_writes_weights_card_and_grids(place, cleaned, s3_bucket, tmp_path):
+    workspace = tmp_path if place == "folder" else f"{s3_bucket}/cemiface 1"
     people = list(FaceSet(str(cleaned / "clean")).iter_identities())[:2]
     for person in people:
         person.images = person.images[:2]
-    work = begin(configured(tmp_path), job="embed", settings={})
+    work = begin(configured(workspace), job="embed", settings={})
     write_rows(work.root, "part-0.parquet", people)
     work.finish({"images": 4}, hashlib.sha256(b"set").hexdigest())
-    manifest = train_cemiface.run(configured(tmp_path))
-    root = tmp_path / "cemiface"
-    history = storage.read_json(str(root / "history.json"))["periods"]
+    manifest = train_cemiface.run(configured(workspace))
+    root = f"{workspace}/cemiface"
+    history = storage.read_json(f"{root}/history.json")["periods"]
     assert [part["epoch"] for part in history] == [1, 2]
     assert [part["images"] for part in history] == [4, 4]
-    card = storage.read_json(str(root / "card.json"))
+    card = storage.read_json(f"{root}/card.json")
     assert card["sha256"] == manifest.content_digest
-    assert storage.sha256_file(str(root / "cemiface.safetensors")) == manifest.content_digest
-    network = CemiFace.from_checkpoint(str(root / "cemiface.safetensors"))
+    assert storage.sha256_file(f"{root}/cemiface.safetensors") == manifest.content_digest
+    network = CemiFace.from_checkpoint(f"{root}/cemiface.safetensors")
     assert network.centre.abs().sum() > 0
-    assert decode((root / "grids/00002.png").read_bytes(), source="grid").shape == (672, 112, 3)
-    assert not (root / "checkpoints").exists()
-    assert train_cemiface.run(configured(tmp_path)).content_digest == manifest.content_digest
+    grid = decode(storage.read_bytes(f"{root}/grids/00002.png"), source="grid")
+    assert grid.shape == (672, 112, 3)
+    assert not storage.exists(f"{root}/checkpoints")
+    assert train_cemiface.run(configured(workspace)).content_digest == manifest.content_digest
 
 
 def test_a_set_that_is_not_there_is_an_error(tmp_path):

@@ -9,7 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
-from raypipe.aligners import ARCFACE_TEMPLATE, AlignedFace, open_aligner, warp_to_template
+from raypipe import storage
+from raypipe.aligners import (
+    ARCFACE_TEMPLATE,
+    AlignedFace,
+    open_aligner,
+    warp_to_template,
+    weights_files,
+)
 from raypipe.config.align import AlignerConfig
 from raypipe.errors import UserError
 from raypipe.images import decode
@@ -139,6 +146,24 @@ def test_scrfd_finds_nothing_where_nothing_is(tmp_path: Path) -> None:
     assert aligner.align(photo) is None
 
 
+def test_scrfd_of_a_model_pack_in_a_bucket(
+    tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path / "cache"))
+    model = Path(scrfd_model(tmp_path / "det_test.onnx"))
+    pack = f"{s3_bucket}/packs/buffalo"
+    storage.write_bytes(f"{pack}/det_test.onnx", model.read_bytes())
+    storage.write_bytes(f"{pack}/w600k_r50.onnx", b"not needed here")
+    config = AlignerConfig(kind="insightface", weights=pack)
+    open_aligner(config, "cpu")
+    open_aligner(config.model_copy(update={"weights": f"{pack}/det_test.onnx"}), "cpu")
+    assert [path.name for path in (tmp_path / "cache").rglob("*.onnx")] == ["det_test.onnx"]
+    assert [path.rpartition("/")[2] for path in weights_files(config)] == [
+        "det_test.onnx",
+        "w600k_r50.onnx",
+    ]
+
+
 def test_scrfd_weights_that_are_missing_or_something_else_are_refused(tmp_path: Path) -> None:
     def refusal(weights: Path | str) -> str:
         with pytest.raises(UserError) as caught:
@@ -153,7 +178,6 @@ def test_scrfd_weights_that_are_missing_or_something_else_are_refused(tmp_path: 
     assert "not an SCRFD detector with key points" in refusal(without_points)
     (tmp_path / "text.onnx").write_bytes(b"no model")
     assert "not an ONNX model" in refusal(tmp_path / "text.onnx")
-    assert "must be a local file" in refusal("s3://bucket/pack")
     with pytest.raises(ValidationError, match="needs weights"):
         AlignerConfig(kind="insightface")
 

@@ -26,10 +26,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from raypipe import storage
 from raypipe.config.diffusion import DiffusionConfig
+from raypipe.config.diffusion import LoraConfig as Lora
 from raypipe.diffusion import Diffusion, SecondPass
-from raypipe.diffusion_files import digest, weights_files
+from raypipe.diffusion_files import digest, model_name, resolve_file, weights_files
 from raypipe.errors import UserError
+from raypipe.formats.staging import upload
 
 CPU = torch.device("cpu")
 PROMPTS = ["dark skin", "light skin, dark hair", "facing the camera", "looking to the left", "hair"]
@@ -369,6 +372,35 @@ def test_a_hub_id_is_taken_from_the_cache_without_a_network(folders, tmp_path, m
     cached = pictures("nobody/faces", [0])
     assert np.array_equal(cached, pictures(folders["sd"], [0]))
     assert digest(config("nobody/faces")) == digest(config(folders["sd"]))
+
+
+def test_a_pipeline_in_a_bucket(folders, s3_bucket, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path))
+    uri = f"{s3_bucket}/pipelines/sd"
+    upload(folders["sd"], uri)
+    storage.write_bytes(f"{uri}/unet/diffusion_pytorch_model.bin", b"another format")
+    storage.write_bytes(f"{uri}/flax_model.msgpack", b"of another library")
+    assert digest(config(uri)) == digest(config(folders["sd"]))
+    assert model_name(config(uri)) == model_name(config(folders["sd"])) == "sd"
+    assert np.array_equal(pictures(uri, [0]), pictures(folders["sd"], [0]))
+    assert not [*tmp_path.rglob("*.bin"), *tmp_path.rglob("*.msgpack")]
+    message = f"seeds.diffusion.model: {s3_bucket}/no/folder/model_index.json: cannot be read"
+    assert refused(f"{s3_bucket}/no/folder").startswith(message)
+    storage.delete(f"{uri}/unet")
+    assert f"{uri}: the part 'unet' that model_index.json names is missing" in refused(uri)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_lora_in_a_bucket(kind, s3_bucket, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path))
+    folder = f"{s3_bucket}/loras/lcm"
+    storage.write_bytes(f"{folder}/lora.safetensors", b"weights")
+    path = f"{folder}/lora.safetensors" if kind == "file" else folder
+    given = Lora(path=path, weight_name=None if kind == "file" else "lora.safetensors")
+    assert Path(resolve_file("seeds.diffusion.lora", given)).read_bytes() == b"weights"
+    missing = given.model_copy(update={"path": f"{s3_bucket}/no.safetensors"})
+    with pytest.raises(UserError, match=r"seeds.diffusion.lora: .*/no.safetensors: no such file"):
+        resolve_file("seeds.diffusion.lora", missing)
 
 
 def refused(model: str, **settings) -> str:

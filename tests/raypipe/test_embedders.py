@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from raypipe import storage
 from raypipe.config.embed import EmbedderConfig
 from raypipe.embedders import flip_sum, open_embedder
 from raypipe.errors import UserError
@@ -142,7 +143,29 @@ def test_onnx_that_is_missing_broken_or_no_recognizer_is_refused(tmp_path: Path)
         torch.nn.Conv2d(3, 4, 3).eval(), (torch.zeros(1, 3, 64, 64),), other, dynamo=False
     )
     assert "other.onnx: not a recognition model: inputs [[1, 3, 64, 64]]" in refusal(other)
-    assert "must be a local file" in refusal("s3://bucket/model.onnx")
+
+
+@pytest.mark.parametrize("kind", ["iresnet", "insightface"])
+def test_weights_of_a_bucket(
+    kind: str,
+    checkpoint: str,
+    onnx_model: str,
+    expected: np.ndarray,
+    s3_bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path))
+    file = {"iresnet": checkpoint, "insightface": onnx_model}[kind]
+    uri = f"{s3_bucket}/weights/{Path(file).name}"
+    storage.write_bytes(uri, Path(file).read_bytes())
+    config = EmbedderConfig(kind=kind, depth="10", width=8, weights=uri)
+    embedder = open_embedder(config, "cpu")
+    assert cosine(embedder.embed(crops(5)), expected).min() > 0.9999
+    assert embedder.weights_path == uri
+    assert [path.name for path in tmp_path.rglob("*.*") if path.suffix != ".lock"] == [
+        Path(file).name
+    ]
 
 
 def test_configuration_wants_weights_where_none_ship() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raypipe import estimators
+from raypipe import estimators, storage
 from raypipe.config.attributes import AttributeConfig
 from raypipe.errors import UserError
 from raypipe.estimator_labels import Labeller
@@ -46,6 +46,22 @@ def test_anybodys_function_can_be_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="'no_such:red' cannot be imported"):
         estimators.load(attribute("no_such:red"), "cpu")
     sys.modules.pop("their_estimators")
+
+
+def test_the_function_gets_a_file_of_this_node(s3_bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYPIPE_CACHE", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reading_estimators.py").write_text(
+        "import torch\n"
+        "def bias(weights, device):\n"
+        "    layer = torch.nn.Linear(1, 1)\n"
+        "    layer.bias.data.fill_(float(open(weights).read()))\n"
+        "    return layer\n"
+    )
+    storage.write_bytes(f"{s3_bucket}/estimators/bias.txt", b"2.5")
+    weights = f"{s3_bucket}/estimators/bias.txt"
+    found = estimators.load(attribute("reading_estimators:bias", weights), "cpu")
+    assert found.bias.item() == 2.5
 
 
 def test_magface_is_the_length_of_the_feature(tmp_path):

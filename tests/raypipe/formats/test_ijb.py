@@ -3,6 +3,7 @@ import pytest
 
 from raypipe.errors import UserError
 from raypipe.formats import ijb
+from raypipe.formats.staging import upload
 
 MEDIA = ["1.jpg 10 5", "2.jpg 10 5", "3.jpg 7 5", "4.jpg 300 6"]
 FACES = [f"{i}.jpg 46.060 62.026 87.785 60.323 68.851 77.656 52 99.875 86 98.5 0.{i}" for i in
@@ -114,3 +115,12 @@ def test_tells_its_folder_from_others(tmp_path):
     (tmp_path / "x.bin").write_bytes(b"")
     assert not ijb.is_ijb(str(tmp_path / "x.bin"))
     assert ijb.is_ijb(write(tmp_path))
+
+
+def test_a_bucket_gives_the_same(tmp_path, s3_bucket):
+    path, uri = write(tmp_path), f"{s3_bucket}/ijbc"
+    upload(path, uri)
+    assert ijb.is_ijb(uri) and ijb.is_loose(uri)
+    names = ijb.read_ijb(uri).names
+    assert ijb.image_files(uri, names) == [f"{uri}/loose_crop/{name}" for name in names]
+    assert ijb.digest_ijb(uri) == ijb.digest_ijb(path)
