@@ -3,9 +3,9 @@
     python benchmarks/augment.py
 
 Random smooth pictures of 112×112, JPEG of quality 95, in batches of 128: decoding on one thread and
-on all; drawing; augmenting with every preset on the CPU and, where there is one, on a GPU. The best
-of some rounds counts. On a busy machine only the figure per processor second says something, and
-only with one thread. Prints a Markdown table.
+on all, and by nvImageCodec on the CPU and the GPU; drawing; augmenting with every preset on the CPU
+and, where there is one, on a GPU. The best of some rounds counts. On a busy machine only the figure
+per processor second says something, and only with one thread. Prints a Markdown table.
 """
 
 import os
@@ -20,6 +20,7 @@ import torch
 from raypipe.batch_augment import augment, draw
 from raypipe.batch_decode import decode_faces
 from raypipe.config.augment import PRESETS, AugmentConfig
+from raypipe.device_decode import DeviceDecoder, pack
 from raypipe.images import encode_jpeg, resize
 
 BATCH, ROUNDS = 128, 20
@@ -92,6 +93,16 @@ def main() -> None:
     for count in sorted({1, threads}):
         decoding = f"decode, {count} thread{'s' * (count > 1)}"
         measure(decoding, lambda _, count=count: decode_faces(blobs, sources, threads=count))  # type: ignore
+    torch.set_num_threads(1)
+    for device in ("cpu", "cuda:0") if torch.cuda.is_available() else ("cpu",):
+        decoder = DeviceDecoder(torch.device(device), 1)
+
+        def on_device(number: int, decoder=decoder, device=device) -> None:  # type: ignore
+            decoder.decode(**pack(blobs), sources=sources)
+            if device != "cpu":
+                torch.cuda.synchronize()
+
+        measure(f"decode by nvImageCodec, {device}, 1 thread", on_device)
     measure("decode by OpenCV, 1 thread, not used", opencv)
     hsface = AugmentConfig.preset("hsface")
     measure("draw, hsface", lambda number: draw(hsface, 0, 0, positions(number)))

@@ -10,10 +10,12 @@ from ray.data import DataContext
 from ray.data.collate_fn import ArrowBatchCollateFn
 
 from jobs.trainer import IN_ORDER
+from raypipe.config.augment import AugmentConfig
 from raypipe.config.train import TrainConfig
+from raypipe.device_decode import DeviceDecoder
 from raypipe.schedule import Schedule, Steps
 from raypipe.train_rows import RowGroups
-from raypipe.training import Batch, decode_batch
+from raypipe.training import Batch, decode_batch, pack_batch, unpack_batch
 
 # Two windows are read at a time: the one that is trained on, and the next.
 _READERS, READER_CPUS = 2, 0.25
@@ -35,11 +37,15 @@ class Feed:
         *,
         rank: int,
         seed: int,
-        pin_memory: bool,
+        device: torch.device,
     ) -> None:
         self._rows = ray.put(rows)
         self._schedule, self._steps, self._config = schedule, steps, config
-        self._rank, self._seed, self._pin_memory = rank, seed, pin_memory
+        self._rank, self._seed, self._pin_memory = rank, seed, device.type == "cuda"
+        self._threads = max(1, int(config.cpus_per_worker))
+        self._decoder = (
+            DeviceDecoder(device, self._threads) if config.decoder == "nvimgcodec" else None
+        )
 
     def batches(self, epoch: int, place: int) -> Iterator[Batch]:
         """Micro-batches from a place of an epoch on, to the end of the training."""
@@ -66,13 +72,17 @@ class Feed:
             num_cpus=READER_CPUS,
             compute=ray.data.TaskPoolStrategy(_READERS),
         )
-        yield from rows.iter_torch_batches(
+        augment, seed = self._config.augment, self._seed
+        collate = _Pack(augment, seed) if self._decoder else _Decode(augment, seed, self._threads)
+        batches = rows.iter_torch_batches(
             batch_size=self._steps.micro,
             prefetch_batches=self._config.prefetch_batches,
-            collate_fn=_Decode(self._config, self._seed),
+            collate_fn=collate,
             device="cpu",  # fingerprints look at the positions here, and the step moves the rest
             pin_memory=self._pin_memory,
         )
+        for batch in batches:
+            yield unpack_batch(batch, self._decoder) if self._decoder else batch
 
 
 def _table(positions: np.ndarray, epoch: int) -> pa.Table:
@@ -91,9 +101,18 @@ def _rows(block: pa.Table, rows: ray.ObjectRef) -> Iterator[pa.Table]:
 class _Decode(ArrowBatchCollateFn):
     """Decodes in threads beside the training step."""
 
-    def __init__(self, config: TrainConfig, seed: int) -> None:
-        self._config, self._seed = config, seed
+    def __init__(self, augment: AugmentConfig, seed: int, threads: int) -> None:
+        self._augment, self._seed, self._threads = augment, seed, threads
 
     def __call__(self, batch: pa.Table) -> dict[str, torch.Tensor]:
-        threads = max(1, int(self._config.cpus_per_worker))
-        return decode_batch(batch, self._config.augment, self._seed, threads)
+        return decode_batch(batch, self._augment, self._seed, self._threads)
+
+
+class _Pack(ArrowBatchCollateFn):
+    """Leaves images encoded, for the worker's device."""
+
+    def __init__(self, augment: AugmentConfig, seed: int) -> None:
+        self._augment, self._seed = augment, seed
+
+    def __call__(self, batch: pa.Table) -> dict[str, torch.Tensor]:
+        return pack_batch(batch, self._augment, self._seed)

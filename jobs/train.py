@@ -47,6 +47,8 @@ def run(config: Build) -> Manifest:
     options = config.train
     found = find_set(config)
     settings = options.model_dump(mode="json", exclude={*_SPEED_ONLY, "set"})
+    if options.decoder == "nvimgcodec":  # pixels differ between a GPU and a CPU then
+        settings["use_gpu"] = options.use_gpu
     work = begin(
         config,
         job="train",
@@ -160,9 +162,7 @@ def _worker(arguments: dict[str, Any]) -> str | None:
         state.unpack(*saved)
     lengths = [schedule.length(epoch) for epoch in range(config.epochs)]
     watch = None if rank else _Watch(config, root, arguments["progress"], state, lengths)
-    feed = Feed(
-        rows, schedule, steps, config, rank=rank, seed=seed, pin_memory=device.type == "cuda"
-    )
+    feed = Feed(rows, schedule, steps, config, rank=rank, seed=seed, device=device)
     batches = feed.batches(state.progress.epoch, state.progress.place)
 
     while state.progress.epoch < config.epochs:

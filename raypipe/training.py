@@ -17,6 +17,7 @@ from raypipe.batch_augment import augment
 from raypipe.batch_decode import decode_faces
 from raypipe.config.augment import AugmentConfig
 from raypipe.config.train import TrainConfig
+from raypipe.device_decode import DeviceDecoder, pack
 from raypipe.errors import UserError
 from raypipe.heads import make_head
 from raypipe.images import encode_png
@@ -62,12 +63,40 @@ def decode_batch(table: pa.Table, config: AugmentConfig, seed: int, threads: int
     Raises:
         UserError: where an image cannot be decoded or is not 112×112, naming its position.
     """
+    sources = _sources(table["position"].to_numpy())
+    images = decode_faces(_blobs(table), sources, threads=threads)
+    return {"images": images, **_around_images(table, config, seed)}
+
+
+def pack_batch(table: pa.Table, config: AugmentConfig, seed: int) -> Batch:
+    """As `decode_batch`, with the images encoded, for `unpack_batch`."""
+    return {**pack(_blobs(table)), **_around_images(table, config, seed)}
+
+
+def unpack_batch(batch: Batch, decoder: DeviceDecoder) -> Batch:
+    """What `pack_batch` returned, with the images decoded on the decoder's device.
+
+    Raises:
+        UserError: as `decode_batch`.
+    """
+    rest = dict(batch)
+    sources = _sources(rest["positions"].numpy())
+    images = decoder.decode(rest.pop("encoded"), rest.pop("sizes"), sources)
+    return {"images": images, **rest}
+
+
+def _blobs(table: pa.Table) -> list[bytes]:
+    return [image["bytes"].as_py() or b"" for image in table["image"]]
+
+
+def _sources(positions: np.ndarray) -> list[str]:
+    return [f"training set, position {position}" for position in positions.tolist()]
+
+
+def _around_images(table: pa.Table, config: AugmentConfig, seed: int) -> Batch:
     positions = table["position"].to_numpy()
-    blobs = [image["bytes"].as_py() or b"" for image in table["image"]]
-    sources = [f"training set, position {position}" for position in positions.tolist()]
     epoch = table["epoch"][0].as_py()
     return {
-        "images": decode_faces(blobs, sources, threads=threads),
         "labels": torch.from_numpy(table["label"].to_numpy().astype(np.int64)),
         "positions": torch.from_numpy(positions.astype(np.int64)),
         **batch_augment.draw(config, seed, epoch, positions),

@@ -117,6 +117,11 @@ class TrainConfig(Workers):
     curriculum: CurriculumConfig = Field(
         CurriculumConfig(), description="the order of the images, from epoch to epoch"
     )
+    decoder: Literal["pillow", "nvimgcodec"] = Field(
+        "pillow",
+        description="what decodes the images; nvimgcodec: JPEG on the worker's device, which is "
+        "its GPU with use_gpu (needs the package nvidia-nvimgcodec)",
+    )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of the convolutions; bfloat16 pays on GPUs and on CPUs that have it"
     )

@@ -124,6 +124,14 @@ def test_writes_weights_with_the_published_names(undisturbed):
     assert not (workspace / "train/checkpoints").exists()
 
 
+def test_decoding_on_the_device_trains_on_the_same_pixels(undisturbed, tmp_path):
+    make_set(tmp_path)
+    config = configured(tmp_path, decoder="nvimgcodec")
+    assert train.run(config).content_digest == undisturbed[1].content_digest
+    with pytest.raises(UserError, match="use_gpu"):
+        train.run(configured(tmp_path, decoder="nvimgcodec", use_gpu=True))
+
+
 def test_a_second_run_does_nothing(undisturbed):
     workspace, manifest = undisturbed
     before = {path: path.stat().st_mtime_ns for path in (workspace / "train").iterdir()}
@@ -288,10 +296,11 @@ def test_an_epoch_or_a_worker_that_is_not_there_is_refused(tmp_path):
         next(train.order(configured(tmp_path), 1, 2, 2))
 
 
-def test_an_undecodable_image_is_named(tmp_path):
+@pytest.mark.parametrize("decoder", ["pillow", "nvimgcodec"])
+def test_an_undecodable_image_is_named(tmp_path, decoder):
     make_set(tmp_path, damaged=33)
     with pytest.raises(UserError, match="training set, position 33"):
-        train.run(configured(tmp_path, max_failures=0))
+        train.run(configured(tmp_path, max_failures=0, decoder=decoder))
 
 
 def test_without_a_set_it_says_what_to_run(tmp_path):

@@ -15,6 +15,7 @@ from torch import distributed
 
 from raypipe.config.augment import AugmentConfig
 from raypipe.config.train import TrainConfig
+from raypipe.device_decode import DeviceDecoder
 from raypipe.errors import UserError
 from raypipe.images import encode_png
 from raypipe.schedule import Schedule, Steps, epoch_fingerprint
@@ -24,8 +25,10 @@ from raypipe.training import (
     check_colours,
     decode_batch,
     learning_rate,
+    pack_batch,
     parameter_groups,
     read_state,
+    unpack_batch,
 )
 
 CONFIG = TrainConfig(
@@ -112,6 +115,18 @@ def test_decodes_rows():
     assert np.array_equal(batch["images"].numpy(), FACES)
     assert batch["labels"].tolist() == [i % CLASSES for i in range(IMAGES)]
     assert batch["positions"].tolist() == list(range(IMAGES))
+
+
+def test_packed_images_are_decoded_on_the_device():
+    table, preset = rows(FACES, range(IMAGES), epoch=1), AugmentConfig.preset("hsface")
+    whole = decode_batch(table, preset, 1)
+    packed = pack_batch(table, preset, 1)
+    assert "images" not in packed and packed["encoded"].dtype == torch.uint8
+    unpacked = unpack_batch(packed, DeviceDecoder(CPU, 1))
+    assert list(unpacked) == list(whole) and same(unpacked, whole)
+    broken = table.set_column(0, "image", [[{"bytes": b"\xff\xd8\xff", "path": None}] * IMAGES])
+    with pytest.raises(UserError, match="position 0"):
+        unpack_batch(pack_batch(broken, preset, 1), DeviceDecoder(CPU, 1))
 
 
 def test_names_the_image_that_cannot_be_used():
