@@ -7,10 +7,15 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+import yaml
+from ray import LoggingConfig
 from ray._private.state import state as cluster_state
+from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
 from ray.data import DataContext
+from ray.job_config import JobConfig
 
 from raypipe.config import Build, RayConfig
 from raypipe.config.base import Pool
@@ -22,6 +27,9 @@ _READ_CPUS = 1
 _FILTER_CPUS = 1
 _FILTER_MEMORY = 2**30
 
+# The cluster file of a head that `ray up` started.
+_CLUSTER_FILE = "~/ray_bootstrap_config.yaml"
+
 
 def connect(config: Build) -> None:
     """Joins the configured cluster, or starts one on this machine. Doing it twice is fine."""
@@ -32,7 +40,9 @@ def join(options: RayConfig) -> None:
     """What `connect` does, for commands that need no configuration of a build."""
     if not ray.is_initialized():
         address = options.address or os.environ.get("RAY_ADDRESS")
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        logs = JobConfig()  # of the workers: as an argument of `ray.init` it is the driver's, too
+        logs.set_py_logging_config(LoggingConfig(encoding="JSON"))
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "job_config": logs}
         with _silent_core():
             if address:
                 ray.init(address=address, **quiet)
@@ -86,12 +96,40 @@ def required(pools: Sequence[Pool]) -> dict[str, float]:
 
 
 def offered() -> dict[str, float]:
-    """What the cluster has, or may grow to where an autoscaler says so."""
+    """What the cluster has, or may grow to where an autoscaler works for it."""
     have = dict(ray.cluster_resources())
-    limits = cluster_state.get_max_resources_from_cluster_config() or {}
+    # Who manages the cluster may tell it; no autoscaler that comes with Ray 2.60 does (ray#52033).
+    limits = cluster_state.get_max_resources_from_cluster_config() or growth(_autoscaling())
     return {
         name: max(have.get(name, 0), limits.get(name, 0)) for name in have.keys() | limits.keys()
     }
+
+
+def _autoscaling() -> dict[str, Any]:
+    """The configuration of the autoscaler that runs beside this driver; empty without one."""
+    path = os.path.expanduser(_CLUSTER_FILE)
+    if os.path.exists(path):
+        with open(path) as stream:
+            return dict(yaml.safe_load(stream))
+    # Set in deploy/kuberay.yaml, for the head only; the name KubeRay gives to every pod. The head
+    # may read its RayCluster, for its autoscaler does.
+    if namespace := os.environ.get("RAY_CLUSTER_NAMESPACE"):
+        return dict(AutoscalingConfigProducer(os.environ["RAY_CLUSTER_NAME"], namespace)())
+    return {}
+
+
+def growth(autoscaling: dict[str, Any]) -> dict[str, float]:
+    """The most that an autoscaler starts, were all of it of one node type or another.
+
+    Args:
+        autoscaling: a configuration of Ray's autoscaler.
+    """
+    total: dict[str, float] = defaultdict(float)
+    for kind in autoscaling.get("available_node_types", {}).values():
+        most = autoscaling["max_workers"]
+        for name, amount in kind["resources"].items():
+            total[name] += min(kind.get("max_workers", most), most) * amount
+    return dict(total)
 
 
 def preflight(job: str, pools: Sequence[Pool]) -> None:

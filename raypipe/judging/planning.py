@@ -119,7 +119,7 @@ def _sizes(config: Build) -> tuple[list[int], str]:
         return [made.images] * made.identities, "estimated from the part sample"
     found: list[int] = []
     for source in config.ingest.sources:
-        found += np.asarray(open_reader(source.path).survey().counts).tolist()
+        found += np.asarray(open_reader(source.path, mask=source.mask).survey().counts).tolist()
     return found, "estimated from the labels of the sources"
 
 
