@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from jobs.cli import run_job
+from jobs.plan import write as write_plan
 from jobs.progress import console
 from raypipe import storage
 from raypipe.config import Build
@@ -16,6 +17,9 @@ ORDER = (
     *("sample", "ingest", "embed", "clean", "judge", "vectors", "seed", "screen", "expand"),
     *("assemble", "train", "evaluate", "report"),
 )
+# Before the first job there is a plan where the sizes of all sets are stated; else as soon as the
+# base set is ingested, or the galleries are.
+_PLANNED = ("sample", "ingest", "embed", "assemble")
 _OPTIONAL = ("sample", "judge", "vectors", "seed", "expand")
 
 
@@ -31,6 +35,8 @@ def run(config: Build) -> Manifest:
     made = 0
     for name in names:
         before = read_manifest(storage.join(config.workspace, name)) is not None
+        if name in _PLANNED:
+            write_plan(config)
         console.rule(f"[bold]{name}", align="left", style="dim")
         began = time.monotonic()
         manifests[name] = run_job(name, config)

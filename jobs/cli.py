@@ -148,11 +148,42 @@ for _name, _help in JOBS.items():
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None) -> None:
-    """Say before a run what the vision model will be asked, and what that costs."""
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="cluster file of Ray's autoscaler or of KubeRay; none: cluster.yaml where the "
+            "configuration asks for GPUs, else this machine"
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="nodes of a type at most; none: all the pools can use")
+    ] = None,
+    assumptions: Annotated[
+        bool, typer.Option("--assumptions", help="print what is assumed, and why")
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="measure the speed here first, on a few made people"),
+    ] = False,
+) -> None:
+    """Say before a run what it takes: images, bytes, time, hours of machines, questions, dollars.
+
+    Nothing is run, and no weights are opened. What was not measured is marked as assumed.
+    """
     from jobs.plan import run as run_plan
 
-    guarded(lambda: run_plan(load(config, overrides)))
+    def action() -> None:
+        build = load(config, overrides)
+        if calibrate:
+            from jobs.calibrate import run as run_calibrate
+
+            run_calibrate(build)
+        run_plan(build, cluster_file=cluster, nodes=nodes, assumptions=assumptions)
+
+    guarded(action)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from raypipe import storage
 from raypipe.config import Build
 from raypipe.errors import UserError
 from raypipe.manifest import MANIFEST, STARTED, Manifest, Origin, read_manifest
+from raypipe.planning.plan import PLAN
 from raypipe.provenance import LICENCES
 from raypipe.report.document import document
 from raypipe.report.workspace import Workspace
@@ -34,6 +35,8 @@ def run(config: Build) -> Manifest:
     licences = workspace.path("assemble", LICENCES)  # not in the digest of what was assembled
     if "assemble" in inputs and storage.exists(licences):
         inputs["licences"] = storage.sha256_file(licences)
+    if storage.exists(workspace.path(PLAN)):
+        inputs["plan"] = storage.sha256_file(workspace.path(PLAN))
     settings = config.report.model_dump()
     root = workspace.path("report")
     earlier = read_manifest(root)
