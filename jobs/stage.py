@@ -280,7 +280,9 @@ def stream(
 def _beside_driver(kind: type) -> Any:
     """A class of actors that run on the driver's node: with it the run would go anyway."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(kind)
+    # Where the node goes and the driver stays, callers wait until it is started anew elsewhere.
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **lasting)(kind)
 
 
 def _stream(
