@@ -9,6 +9,7 @@ from raypipe.report.sections import (
     expansion,
     judging,
     leakage,
+    planned,
     provenance,
     seeds,
     similarity,
@@ -50,6 +51,7 @@ def document(root: str, config: ReportConfig) -> str:
         training.section(workspace),
         verification.section(workspace),
         timing.section(workspace),
+        planned.section(workspace),
         provenance.section(workspace),
     ]
     return render(config.title, f"Workspace {root}", sections)
