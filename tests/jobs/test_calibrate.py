@@ -20,6 +20,7 @@ STEPS = {"photographs", "generate", "read", "embed", "clean", "mark", "refill", 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_miniature_is_measured_and_planned_by(ray_cluster, tmp_path):
     config = load("configs/demo.yaml", [f"workspace={tmp_path}", *SMALL])
     calibrate.run(config)
