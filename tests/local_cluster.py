@@ -132,17 +132,24 @@ class LocalCluster:
         return node
 
     def add(self, number: int, cpus: int = 1) -> list[Node]:
-        """Starts nodes, all at the same time, and waits for them."""
-        first = len(self._started)
-        fresh = [
-            self.start(
-                f"127.0.1.{first + i}",
-                f"--address={self.address}",
-                f"--num-cpus={cpus}",
-            )
-            for i in range(number)
-        ]
-        self.nodes += [self.wait(node) for node in fresh]
+        """Starts nodes, all at the same time, and waits for them.
+
+        Now and then a raylet does not register with the head, above all where other Rays start on
+        this machine at the same moment; another node is started in its place then.
+        """
+
+        def start() -> Node:
+            ip = f"127.0.1.{len(self._started)}"
+            return self.start(ip, f"--address={self.address}", f"--num-cpus={cpus}")
+
+        fresh = [start() for _ in range(number)]
+        for place, node in enumerate(fresh):
+            try:
+                self.wait(node)
+            except AssertionError:
+                node.kill()
+                fresh[place] = self.wait(start())
+        self.nodes += fresh
         return fresh
 
     def remove(self, node: Node) -> None:
