@@ -164,6 +164,7 @@ def test_a_killed_fetch_leaves_nothing_that_counts(cache: Path, s3_bucket: str) 
 def test_a_file_of_the_hub_is_taken_from_its_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The library reads HF_HOME once, when it is imported; so with the other one below.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for folder, commit in (("models--some--faces", "a"), ("datasets--some--faces", "b")):
         root = tmp_path / "hub" / folder
