@@ -16,6 +16,7 @@ from ray._private.state import state as cluster_state
 from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
 from ray.data import DataContext
 from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raypipe.config import Build, RayConfig
 from raypipe.config.base import Pool
@@ -77,6 +78,14 @@ def _silent_core() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def beside_driver(kind: type) -> Any:
+    """A class of actors that run on the driver's node: with it the run would go anyway."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Where the node goes and the driver stays, callers wait until it is started anew elsewhere.
+    lasting = {"max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(num_cpus=0, scheduling_strategy=here, **lasting)(kind)
 
 
 def required(pools: Sequence[Pool]) -> dict[str, float]:

@@ -16,9 +16,8 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 from ray.util import metrics
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.cluster import connect, preflight
+from jobs.cluster import beside_driver, connect, preflight
 from jobs.ledger import Ledger
 from jobs.progress import Bar
 from jobs.work import Work, begin
@@ -229,7 +228,7 @@ def stream(
     total = sum(origin.counts["identities"]["total"] for origin in origins)
     done = count_rows(work.root)
     failed = len(storage.listdir(work.path(FAILURES)))
-    ledger = _beside_driver(Ledger).remote(failed)
+    ledger = beside_driver(Ledger).remote(failed)
 
     expected = metrics.Gauge("raypipe_expected", "identities of a stage", tag_keys=("stage",))
     expected.set(total, {"stage": job})
@@ -275,14 +274,6 @@ def stream(
     manifest = work.finish(counted, digest, extra())
     storage.delete(checkpoint)
     return manifest
-
-
-def _beside_driver(kind: type) -> Any:
-    """A class of actors that run on the driver's node: with it the run would go anyway."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    # Where the node goes and the driver stays, callers wait until it is started anew elsewhere.
-    lasting = {"max_restarts": -1, "max_task_retries": -1}
-    return ray.remote(num_cpus=0, scheduling_strategy=here, **lasting)(kind)
 
 
 def _stream(

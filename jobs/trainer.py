@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray import train
 from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 
+from jobs.cluster import beside_driver
 from jobs.progress import Bar
 from jobs.stage import explain
 from jobs.work import Work
@@ -96,7 +98,7 @@ def fit(
         UserError: a mistake of the user's, on whatever worker it showed.
     """
     job = work.origin.job
-    progress = ray.remote(num_cpus=0, max_restarts=-1)(_Progress).remote()
+    progress = beside_driver(_Progress).remote()
     where, inner = storage.filesystem(work.path(CHECKPOINTS))
     trainer = TorchTrainer(
         worker,
@@ -119,8 +121,15 @@ def fit(
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    poll = progress.read.remote
-    with Bar(job, images, lambda: ray.get(poll())):
+    said = (0, "")
+
+    def poll() -> tuple[int, str]:
+        nonlocal said
+        with suppress(ray.exceptions.RayError):  # it is being restarted; the next poll will tell
+            said = ray.get(progress.read.remote(), timeout=5)
+        return said
+
+    with Bar(job, images, poll):
         try:
             result = trainer.fit()
         except train.TrainingFailedError as error:

@@ -98,8 +98,9 @@ def make_plan(
     """Decides who is in the set, and gives the labels.
 
     An identity is lost when an earlier job rejected it or fewer than `min_images` of its images are
-    kept. With a replacement source, as many of its identities as others were lost are drawn, the
-    rest are spare. Labels are dense, in the order of the phases and then of the index.
+    kept; those that `seed` let go are not, for it drew others until it had enough. With a
+    replacement source, as many of its identities as others were lost are drawn, the rest are spare.
+    Labels are dense, in the order of the phases and then of the index.
 
     Args:
         rows: as `small_rows` returns them, in any order.
@@ -125,7 +126,8 @@ def make_plan(
             )
     enough = admitted & (rows["kept"].to_numpy() >= min_images)
     stands_in = source == replacement
-    lost = int(np.count_nonzero(~stands_in & ~enough))
+    let_go = pc.fill_null(pc.starts_with(rows["rejected"], "seed:"), False).to_numpy()
+    lost = int(np.count_nonzero(~stands_in & ~enough & ~let_go))
     rng = generator(seed, replacement or "", stream="assemble:replacement")
     spare = rng.permutation(np.flatnonzero(stands_in & enough))[lost:]
     in_set = enough.copy()

@@ -76,13 +76,13 @@ CONFIG = {
 }
 
 
-def expected_orders(config, workers=1):
-    """What the trainer says before it trains, as fingerprints of epochs."""
+def expected_orders(config, workers=1, epochs=None):
+    """What the trainer says before it trains, as fingerprints of the first epochs, or of all."""
     rows = train.find_set(config).rows
     schedule = train.make_schedule(config.train, rows, config.seed)
     steps = Steps.of(config.train.batch_size, config.train.micro_batch, workers)
-    epochs = range(config.train.epochs)
-    return [f"{epoch_fingerprint(schedule, steps, epoch):016x}" for epoch in epochs]
+    numbers = range(epochs or config.train.epochs)
+    return [f"{epoch_fingerprint(schedule, steps, epoch):016x}" for epoch in numbers]
 
 
 def configured(workspace, **changes):
@@ -156,8 +156,8 @@ def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):
 
     def kill_after_the_first_checkpoint():
         wait_for_a_checkpoint(tmp_path)
-        for process in psutil.process_iter(["name", "cmdline"]):
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+        for process in psutil.Process().children(recursive=True):  # of this cluster alone
+            if "RayTrainWorker" in " ".join(process.cmdline()):
                 process.kill()
                 killed.append(process.pid)
 
@@ -170,17 +170,16 @@ def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
 
 
-def start_driver(config):
-    """The training in a process of its own, on the cluster of the tests."""
+def start_driver(config, environment=None, **streams):
+    """The training in a process of its own, on the cluster of the tests or on another."""
     code = (
         "import sys; from jobs import train; from raypipe.config import Build;"
         "train.run(Build.model_validate_json(sys.argv[1]))"
     )
-    address = ray.get_runtime_context().gcs_address
-    return subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json()],
-        env={**os.environ, "RAY_ADDRESS": address},
-    )
+    if environment is None:
+        environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-c", code, config.model_dump_json()]
+    return subprocess.Popen(command, env=environment, **streams)
 
 
 def test_a_killed_driver_resumes_from_its_checkpoint(undisturbed, tmp_path):

@@ -57,6 +57,16 @@ def test_too_few_spares_and_none():
     assert len(in_set(curriculum.make_plan(rows(*base), **SETTINGS))) == 3
 
 
+def test_people_drawn_in_vain_are_not_replaced():
+    seeds = [("seed", 20, None), ("seed", 0, "seed:surplus"), ("seed", 0, "seed:tries_used_up")]
+    base = [("base", 20, None)] * 4
+    settings = SETTINGS | {"phases": ["seed", "base"], "replacement": "base"}
+    plan = curriculum.make_plan(rows(*seeds, ("seed", 9, None), *base), **settings)
+    # Of the people of `seed`, one lost too many images.
+    assert [name.partition("/")[0] for name in in_set(plan)] == ["seed", "base"]
+    assert reasons(plan)[1:3] == ["seed:surplus", "seed:tries_used_up"]
+
+
 def test_without_a_replacement_source_everyone_is_in():
     plan = curriculum.make_plan(
         rows(("base", 20, None), ("new", 50, None), ("new", 9, None)),
