@@ -15,13 +15,13 @@ import time
 import numpy as np
 import psutil
 import pyarrow as pa
-from screening import copies, machine, vectors
 
 from raypipe.admission import admission, others
 from raypipe.faceset import Embedded
 from raypipe.impostors import Calibration, Histogram
 from raypipe.screening import SEARCHED, search_galleries
 from raypipe.templates import Gallery
+from screening import copies, machine, vectors
 
 SIZE = 512
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from generator import PEOPLE, PEOPLE_IMAGES, SEED, person
 from torch import Tensor
 
+from generator import PEOPLE, PEOPLE_IMAGES, SEED, person
 from raypipe import estimators
 from raypipe.attributes import AttributeControl, Optimised, short_of
 from raypipe.config.attributes import AttributeConfig, AttributesConfig

@@ -19,9 +19,9 @@ import time
 
 import numpy as np
 import torch
-from in_memory import BATCH, SEED, Judges, People, train_in_memory
 from scipy.stats import spearmanr
 
+from in_memory import BATCH, SEED, Judges, People, train_in_memory
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.train import TrainConfig
 from raypipe.embedders import Embedder, open_embedder

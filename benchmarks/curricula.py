@@ -14,8 +14,8 @@ import argparse
 
 import numpy as np
 import torch
-from in_memory import Judges, People, train_in_memory
 
+from in_memory import Judges, People, train_in_memory
 from raypipe import storage
 from raypipe.config.curriculum import CurriculumConfig
 from raypipe.config.train import TrainConfig

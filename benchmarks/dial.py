@@ -20,13 +20,13 @@ from collections import Counter
 import numpy as np
 import ray
 import torch
-from expand import CORES, WANTED, build, new_people
-from throughput import face_set, faces
 
 from actors.embed import EmbedActor
+from expand import CORES, WANTED, build, new_people
 from jobs import expand, screen, vectors
 from raypipe import storage
 from raypipe.identities import Identity, Image
+from throughput import face_set, faces
 
 NEW = 40  # vectors
 EASY = ["expand.false_match_rate=0.1", f"expand.images={WANTED}"]  # room for a band

@@ -19,7 +19,6 @@ from dataclasses import replace
 import numpy as np
 import ray
 import torch
-from throughput import face_set, faces
 
 from actors.embed import EmbedActor
 from jobs import expand, screen, vectors
@@ -29,6 +28,7 @@ from raypipe.faceset import FaceSet
 from raypipe.models.vec2face import Vec2Face
 from raypipe.models.vec2face_sizes import INFERENCE, PUBLISHED
 from raypipe.seeding import generator
+from throughput import face_set, faces
 
 CORES = os.cpu_count() or 1
 PEOPLE, IMAGES = 96, 8  # of the speed test

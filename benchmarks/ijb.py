@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import sklearn.metrics
-from screening import machine
 
 from raypipe.formats.ijb import read_ijb
 from raypipe.ijb import FARS, cosines, operating_point, roc_curve, template_features
+from screening import machine
 
 IMAGES, TEMPLATES, PAIRS, PEOPLE, SIZE = 469_375, 23_124, 15_658_489, 3_531, 512
 GENUINE = 19_557

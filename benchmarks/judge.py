@@ -29,7 +29,6 @@ sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from local_judge import KEY, Behaviour, LocalJudge
-
 from raypipe.cleaning.calibration import calibrate
 from raypipe.cleaning.cluster import calibrated_cluster
 from raypipe.config.embed import EmbedderConfig

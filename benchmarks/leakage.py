@@ -16,9 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
-from cleaning import prepare, read_and_embed
 from scipy.stats import genpareto
 
+from cleaning import prepare, read_and_embed
 from raypipe import orl
 from raypipe.aligners import open_aligner
 from raypipe.cleaning.marking import mark

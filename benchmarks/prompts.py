@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 import yaml
-from screening import machine
 
 from raypipe.prompts import Grammar, draw, load_grammar
+from screening import machine
 
 COUNTS = (1_000, 10_000, 300_000)
 

@@ -30,7 +30,6 @@ import psutil
 import ray
 from ray._private.internal_api import get_memory_info_reply
 from ray._private.state import state
-from screening import machine
 
 from jobs.cluster import connect
 from jobs.stage import Step, run_stage, totals
@@ -41,6 +40,7 @@ from raypipe.faceset import write_files
 from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
 from raypipe.manifest import Manifest, Origin, summarise, write_manifest
+from screening import machine
 
 COUNTS = (3_000, 30_000, 300_000)
 IMAGES = 2

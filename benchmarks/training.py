@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from in_memory import People
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from in_memory import People
 from jobs import train
 from jobs.work import begin
 from raypipe import storage

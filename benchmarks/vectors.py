@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import psutil
-from screening import brute, machine, peak
 
 from raypipe.templates import unit
 from raypipe.vectors import Distribution, fit, sample
 from raypipe.vectors.distribution import DRAWN
+from screening import brute, machine, peak
 
 CHECKED = 100  # vectors, and as many refused candidates, compared with everything
 FALL = 30

@@ -1,4 +1,4 @@
-"""What the actors of a stage tell each other and the driver, kept by a small actor of its own."""
+"""What the workers of a job tell each other and the driver, kept by a small actor of its own."""
 
 from collections import Counter, defaultdict
 
@@ -52,3 +52,16 @@ class Ledger:
             }
             for step, sums in self._sums.items()
         }
+
+
+class TrainingProgress:
+    """What the first worker of a training says of itself, for the bar."""
+
+    def __init__(self) -> None:
+        self._state = (0, "")
+
+    def report(self, images: int, remark: str) -> None:
+        self._state = (images, remark)
+
+    def read(self) -> tuple[int, str]:
+        return self._state

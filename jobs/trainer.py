@@ -13,6 +13,7 @@ from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 
 from jobs.cluster import beside_driver
+from jobs.ledger import TrainingProgress
 from jobs.progress import Bar
 from jobs.stage import explain
 from jobs.work import Work
@@ -37,19 +38,6 @@ def pool_of(config: Workers) -> Pool:
         num_gpus=1 if config.use_gpu else 0,
         accelerator_type=config.accelerator_type,
     )
-
-
-class _Progress:
-    """What the first worker says of itself, for the bar."""
-
-    def __init__(self) -> None:
-        self._state = (0, "")
-
-    def report(self, images: int, remark: str) -> None:
-        self._state = (images, remark)
-
-    def read(self) -> tuple[int, str]:
-        return self._state
 
 
 def read_rows(files: list[str]) -> ray.data.Dataset:
@@ -98,7 +86,7 @@ def fit(
         UserError: a mistake of the user's, on whatever worker it showed.
     """
     job = work.origin.job
-    progress = beside_driver(_Progress).remote()
+    progress = beside_driver(TrainingProgress).remote()
     where, inner = storage.filesystem(work.path(CHECKPOINTS))
     trainer = TorchTrainer(
         worker,

@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1]))
 
 from local_judge import KEY, Behaviour, LocalJudge
-
 from raypipe import storage
 from raypipe.config import load
 from raypipe.images import decode

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 
-from jobs.stage import totals
+from face_sets import finish_set
 from raypipe.config import Build
 from raypipe.config.embed import EmbedderConfig
 from raypipe.config.sample import FAULTLESS, SampleConfig
@@ -20,7 +20,6 @@ from raypipe.embedders import open_embedder
 from raypipe.faceset import write_rows
 from raypipe.identities import Identity, Image
 from raypipe.images import decode
-from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 from raypipe.world import make_base
 
 
@@ -42,12 +41,7 @@ def cleaned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(Identity(identity_id=name, index=index, source="base", images=images))
     clean = str(work / "clean")
     write_rows(clean, "0.parquet", rows)
-    counts, digest = summarise(clean)
-    origin = Origin(job="clean", settings={}, inputs={}, models={})
-    write_manifest(
-        clean,
-        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
-    )
+    finish_set(clean, job="clean")
     return work
 
 

@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from face_sets import finish_set
 from jobs.assemble import run
-from jobs.stage import totals
 from raypipe.config import Build, parse
 from raypipe.config.assemble import AssembleConfig
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, write_rows
 from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
-from raypipe.manifest import Manifest, Origin, summarise, write_manifest
+from raypipe.manifest import Manifest
 from raypipe.similarity import similarities
 from raypipe.verifying import verify_files
 
@@ -66,10 +66,7 @@ def screened(workspace: Path, files: int = 5, people: Sequence[Identity] = PEOPL
     root = str(workspace / "screen")
     for number in range(files):
         write_rows(root, f"{number}.parquet", people[number::files])
-    counts, digest = summarise(root)
-    origin = Origin(job="screen", settings={}, inputs={}, models={})
-    written = Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest)
-    write_manifest(root, written)
+    finish_set(root, job="screen")
     return workspace
 
 

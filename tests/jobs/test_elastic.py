@@ -1,16 +1,13 @@
 """Training that begins with fewer workers than wanted, and grows when the cluster does."""
 
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raypipe import training
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from local_cluster import ROOT, local_cluster, wait_for
+from raypipe import training
 from test_train import IMAGES, configured, expected_orders, make_set, start_driver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

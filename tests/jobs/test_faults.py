@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from face_sets import write_set
 from jobs.stage import Step, run_stage
 from raypipe import storage
 from raypipe.config import parse
 from raypipe.config.base import Pool
 from raypipe.errors import UserError
-from raypipe.faceset import FaceSet, write_files
+from raypipe.faceset import FaceSet
 from raypipe.identities import Identity, Image
-from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -59,29 +59,17 @@ def name(number):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    from jobs.stage import totals
-
     root = str(tmp_path_factory.mktemp("faults") / "source")
-    write_files(
-        root,
-        (
-            Identity(
-                identity_id=name(number),
-                index=number,
-                source="base",
-                images=[Image(image_id="0.jpg", data=b"\xff" * 50, source="made")],
-            )
-            for number in range(ROWS)
-        ),
-        "part",
-        10,
+    people = (
+        Identity(
+            identity_id=name(number),
+            index=number,
+            source="base",
+            images=[Image(image_id="0.jpg", data=b"\xff" * 50, source="made")],
+        )
+        for number in range(ROWS)
     )
-    counts, digest = summarise(root)
-    origin = Origin(job="source", settings={}, inputs={}, models={})
-    write_manifest(
-        root,
-        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
-    )
+    write_set(root, people)
     return root
 
 

@@ -2,18 +2,14 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))
-
-from local_judge import KEY, Behaviour, LocalJudge
-
 from jobs import clean, ingest, judge
+from local_judge import KEY, Behaviour, LocalJudge
 from raypipe.config import Build, parse
 from raypipe.config.sample import SampleConfig
 from raypipe.errors import UserError

@@ -16,17 +16,15 @@ import pytest
 import yaml
 
 from actors.embed import EmbedActor
+from face_sets import write_set
 from jobs.inspection import print_verification
-from jobs.stage import totals
+from local_cluster import LocalCluster, Node, local_cluster, start_head, wait_for
+from paced_stage import number_images
 from raypipe import storage
 from raypipe.faceset import write_files
 from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
-from raypipe.manifest import Manifest, Origin, read_manifest, summarise, write_manifest
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from local_cluster import LocalCluster, Node, local_cluster, start_head, wait_for
-from paced_stage import number_images
+from raypipe.manifest import read_manifest, summarise
 from test_drain import Metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -60,16 +58,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = str(tmp_path_factory.mktemp("nodes") / "source")
     write_set(root, people())
     return root
-
-
-def write_set(root: str, rows: list[Identity]) -> None:
-    write_files(root, iter(rows), "part", 10)
-    counts, digest = summarise(root)
-    origin = Origin(job="source", settings={}, inputs={}, models={})
-    write_manifest(
-        root,
-        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from face_sets import finish_set
 from jobs.screen import run
 from raypipe import storage
 from raypipe.config import Build, parse
@@ -18,11 +19,8 @@ from raypipe.identities import Identity, Image
 from raypipe.images import decode
 from raypipe.manifest import (
     Manifest,
-    Origin,
     read_manifest,
     read_started,
-    summarise,
-    write_manifest,
 )
 from raypipe.world import make_base
 
@@ -62,17 +60,7 @@ def write_clean(root: Path, people: dict[str, list[Path]]) -> None:
     rows[2].images[1].rejected = "clean:other_person"
     for part in range(2):
         write_rows(str(root), f"{part}.parquet", rows[part::2])
-    counts, digest = summarise(str(root))
-    origin = Origin(job="clean", settings={}, inputs={}, models={})
-    identities = {"total": counts.identities, "kept": counts.identities_kept}
-    write_manifest(
-        str(root),
-        Manifest(
-            origin=origin,
-            counts={"identities": identities, "images": {"total": counts.images}},
-            content_digest=digest,
-        ),
-    )
+    finish_set(str(root), job="clean")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,10 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-import yaml
 
 from jobs import screen, seed
 from raypipe import storage
@@ -19,7 +14,7 @@ from raypipe.errors import UserError
 from raypipe.faceset import FaceSet
 from raypipe.identities import Identity
 from raypipe.images import decode
-from raypipe.manifest import Manifest, read_manifest
+from raypipe.manifest import Manifest
 from raypipe.prompts import PORTRAITS, draw, load_grammar
 from raypipe.reasons import explain
 from raypipe.verifying import Verification
@@ -120,28 +115,17 @@ def test_every_picture_is_kept_and_counted(seeded: tuple[Path, Manifest]) -> Non
 
 
 def test_a_killed_run_goes_on_and_more_actors_make_the_same(
-    cleaned: Path, seeded: tuple[Path, Manifest], tmp_path: Path
+    cleaned: Path,
+    seeded: tuple[Path, Manifest],
+    killed_once_saved: Callable[[str, Build, str], None],
+    tmp_path: Path,
 ) -> None:
-    work = copied(cleaned, tmp_path / "work")
-    config = values(work)
-    config["seeds"]["pool"] |= {"min": 2, "max": 2}
-    config["seeds"]["reference_pool"] |= {"min": 2, "max": 2, "batch_size": 1}
-    (tmp_path / "work.yaml").write_text(yaml.safe_dump(config))
-    line = [sys.executable, "-m", "jobs.cli", "seed", str(tmp_path / "work.yaml")]
-    process = subprocess.Popen(line)
-    written = work / "seed/waves/000/rows"
-    while not written.is_dir() or not list(written.glob("*.parquet")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    for child in [process, *children]:
-        os.kill(child.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(children, timeout=30)
+    work = copied(cleaned, tmp_path)
+    two = ("pool.min=2", "pool.max=2", "reference_pool.min=2", "reference_pool.max=2")
+    config = build(work, *(f"seeds.{name}" for name in (*two, "reference_pool.batch_size=1")))
+    killed_once_saved("seed", config, "seed/waves/000/rows/*.parquet")
     assert not (work / "seed/waves/000/manifest.json").exists()
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert read_manifest(str(work / "seed")).content_digest == seeded[1].content_digest
+    assert seed.run(config).content_digest == seeded[1].content_digest
 
 
 def test_larger_batches_admit_the_same_people(

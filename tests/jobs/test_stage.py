@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from actors.embed import EmbedActor
+from face_sets import finish_set
 from jobs.cluster import required
 from jobs.inspection import print_inspection, print_verification
 from jobs.stage import Step, run_stage
@@ -13,7 +14,6 @@ from raypipe.config.base import Pool
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, write_rows
 from raypipe.identities import Identity, Image
-from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,6 @@ def build(workspace):
 
 
 def source_set(root, identities=10, per_identity=2):
-    from jobs.stage import totals
 
     for part in range(2):
         rng = np.random.default_rng(part)
@@ -55,12 +54,7 @@ def source_set(root, identities=10, per_identity=2):
                 for number in range(part, identities, 2)
             ],
         )
-    counts, digest = summarise(root)
-    origin = Origin(job="source", settings={}, inputs={}, models={})
-    write_manifest(
-        root,
-        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
-    )
+    finish_set(root)
     return root
 
 

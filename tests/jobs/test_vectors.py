@@ -5,19 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from face_sets import finish_set
 from jobs import vectors
-from jobs.stage import totals
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import FaceSet, write_rows
 from raypipe.identities import Identity, Image
 from raypipe.manifest import (
     MANIFEST,
-    Manifest,
-    Origin,
     read_manifest,
-    summarise,
-    write_manifest,
     write_started,
 )
 from raypipe.templates import unit
@@ -50,12 +46,7 @@ def people(root: Path, count: int, seed: int = 0) -> None:
     half = count // 2
     write_rows(str(root), "0.parquet", rows[:half])
     write_rows(str(root), "1.parquet", rows[half:])
-    counts, digest = summarise(str(root))
-    origin = Origin(job="clean", settings={}, inputs={}, models={})
-    write_manifest(
-        str(root),
-        Manifest(origin=origin, counts=totals(counts, images_made=0), content_digest=digest),
-    )
+    finish_set(str(root), job="clean")
 
 
 def build(workspace: Path, *overrides: str) -> Build:

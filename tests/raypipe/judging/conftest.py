@@ -1,8 +1,5 @@
 """Faces to judge: people of the shipped DCGAN, one stranger in seven."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +11,6 @@ from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
 from raypipe.models.vec2face import to_pixels
 
-sys.path.append(str(Path(__file__).parents[2]))  # the local judge
 PEOPLE, IMAGES = 10, 12
 
 

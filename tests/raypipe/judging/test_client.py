@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from local_judge import FAULTS, KEY, Behaviour, LocalJudge
 
+from local_judge import FAULTS, KEY, Behaviour, LocalJudge
 from raypipe.config.judge import JudgeConfig
 from raypipe.errors import UserError
 from raypipe.judging import client

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from local_judge import KEY, Behaviour, LocalJudge
 
+from local_judge import KEY, Behaviour, LocalJudge
 from raypipe.config.judge import JudgeConfig, QualityConfig, SheetConfig
 from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg, encode_png

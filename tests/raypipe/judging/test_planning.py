@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.stage import totals
+from face_sets import finish_set
 from raypipe.config import Build, parse
 from raypipe.errors import UserError
 from raypipe.faceset import write_rows
@@ -16,7 +16,6 @@ from raypipe.judging.client import expected_tokens
 from raypipe.judging.question import Question
 from raypipe.judging.sheets import draw
 from raypipe.judging.tokens import price
-from raypipe.manifest import Manifest, Origin, summarise, write_manifest
 
 SIZES = (3, 12, 54, 55, 120, 1)
 
@@ -48,10 +47,7 @@ def cleaned(tmp_path: Path, face: bytes) -> Path:
     people[1].rejected = "clean:inconsistent"
     root = str(tmp_path / "w" / "clean")
     write_rows(root, "0.parquet", people)
-    counts, digest = summarise(root)
-    origin = Origin(job="clean", settings={}, inputs={}, models={})
-    counted = totals(counts, images_made=0)
-    write_manifest(root, Manifest(origin=origin, counts=counted, content_digest=digest))
+    finish_set(root, job="clean")
     return tmp_path
 
 
