@@ -27,6 +27,7 @@ from raypipe.impostors import Histogram
 from raypipe.manifest import Manifest, Origin, digest_of, summarise, write_manifest
 from raypipe.models.dcgan import LATENT, DCGANGenerator
 from raypipe.models.loading import load_into, shipped
+from raypipe.planning.plan import PLAN
 from raypipe.recheck import IN_GALLERY, NOT_THE_PERSON, SOMEBODY_ELSE
 from raypipe.report.sections.expansion import THRESHOLDS
 from raypipe.report.sections.leakage import LEAKAGE
@@ -534,4 +535,7 @@ def finished_workspace(row_workspace: str, tmp_path_factory: pytest.TempPathFact
     assemble(root, list(FaceSet(storage.join(root, "expand")).iter_identities()))
     train(root)
     evaluate(root)
+    expected = {"seconds": 20.0, "bytes": 50_000, "images": 100}
+    plan = {"rates": "", "jobs": dict.fromkeys(("ingest", "clean", "assemble", "train"), expected)}
+    storage.write_json(storage.join(root, PLAN), plan)
     return root

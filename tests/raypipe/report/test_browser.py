@@ -24,6 +24,7 @@ HEADINGS = [
     "Training",
     "Verification",
     "Time",
+    "Plan and actual",
     "Provenance",
 ]
 # Every pair of text and background colour that the page draws, by WCAG's contrast ratio.
@@ -122,7 +123,7 @@ def test_every_picture_is_decoded_and_described(visit: Visit) -> None:
                                 c.querySelector('figcaption').textContent,
                                 c.querySelector('svg').getBoundingClientRect().height])""",
     )
-    assert len(drawings) == 16
+    assert len(drawings) == 17
     for label, hint, height in drawings:
         assert label
         assert "Look" in hint
