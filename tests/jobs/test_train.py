@@ -170,10 +170,14 @@ def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
 
 
-def start_driver(config, environment=None, **streams):
-    """The training in a process of its own, on the cluster of the tests or on another."""
+def start_driver(config, environment=None, before="", **streams):
+    """The training in a process of its own, on the cluster of the tests or on another.
+
+    Args:
+        before: Python that the process runs first.
+    """
     code = (
-        "import sys; from jobs import train; from raypipe.config import Build;"
+        f"{before}import sys; from jobs import train; from raypipe.config import Build;"
         "train.run(Build.model_validate_json(sys.argv[1]))"
     )
     if environment is None:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -345,7 +346,10 @@ def _of_worker(rank, workers, folder, settings, stop_after, checkpoint, output):
         finish(training, config, steps, rank)
     for name, data in training.pack().items():
         (folder / output / name).write_bytes(data)
+    distributed.barrier()
     distributed.destroy_process_group()
+    # Now and then gloo's threads are still there when the process ends, which C++ aborts it for.
+    os._exit(0)
 
 
 def train_in_group(workers, folder, output, settings, stop_after=None, checkpoint=None):
