@@ -21,10 +21,9 @@ from jobs.inspection import print_verification
 from local_cluster import LocalCluster, Node, local_cluster, start_head, wait_for
 from paced_stage import number_images
 from raypipe import storage
-from raypipe.faceset import write_files
 from raypipe.identities import Identity, Image
 from raypipe.images import encode_jpeg
-from raypipe.manifest import read_manifest, summarise
+from raypipe.manifest import read_manifest
 from test_drain import Metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("paced_stage.py")
 
 
-def people() -> list[Identity]:
+def people(rows: int = ROWS) -> list[Identity]:
     rng = np.random.default_rng(0)
     return [
         Identity(
@@ -49,7 +48,7 @@ def people() -> list[Identity]:
                 )
             ],
         )
-        for number in range(ROWS)
+        for number in range(rows)
     ]
 
 
@@ -62,12 +61,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return done_here(str(tmp_path_factory.mktemp("expected")), people())
+
+
+def done_here(root: str, rows: list[Identity]) -> str:
     """The digest of the same work done here, in one loop."""
-    root = str(tmp_path_factory.mktemp("expected"))
-    rows = people()
     number_images(rows)
-    write_files(root, iter(rows), "part", 10)
-    return summarise(root)[1]
+    return write_set(root, rows).content_digest
 
 
 class Run:
@@ -110,7 +110,7 @@ class Run:
         finally:
             self.process.kill()
         manifest = read_manifest(str(self.workspace / "embed"))
-        assert manifest is not None and manifest.counts["identities"]["kept"] == ROWS
+        assert manifest is not None and not manifest.counts["identities"]["rejected"]
         return manifest.content_digest
 
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -291,23 +291,33 @@ def spared(run: Run, victim: Node, drained: float) -> None:
     assert len(late) <= _QUEUED and not [note for note in late if note["born"] > drained]
 
 
-def test_nodes_are_started_when_they_are_needed_and_stopped_when_not(
-    expected: str, source: str, tmp_path: Path
-) -> None:
+def test_pools_that_compete_start_nodes_and_share_them(tmp_path: Path) -> None:
+    """From the head alone to as many nodes as there may be, and back.
+
+    Both pools want all of them and have as much to do. What starts ten seconds later, each of its
+    actors again, must not find everything taken.
+    """
+    rows = people(240)
+    source = str(tmp_path / "source")
+    write_set(source, rows)
     kind = {
         "resources": {"CPU": 2, "object_store_memory": 100 * 2**20},
         "node_config": {},
         "min_workers": 0,
-        "max_workers": 3,
+        "max_workers": 4,
     }
+    pace = {"pace": 1.0, "gather": 1}
+    grows = {"min": 1, "max": 8}
     with local_cluster(
-        max_workers=3, idle_timeout_minutes=0.2, available_node_types={"cpu": kind}
+        max_workers=4, idle_timeout_minutes=0.2, available_node_types={"cpu": kind}
     ) as cluster:
         assert alive(cluster) == 1
-        # Two actors fill a node each, so the reading needs a third.
-        run = Run(cluster, source, tmp_path, pools(2, num_cpus=2))
-        assert run.end() == expected
-        assert run.stages()["digest"]["nodes"] == 2
+        pools = {"early": ({"start": 0, **pace}, grows), "late": ({"start": 10, **pace}, grows)}
+        run = Run(cluster, source, tmp_path / "work", pools)
+        assert run.end() == done_here(str(tmp_path / "expected"), rows)
+        actors = {name: stage["actors"] for name, stage in run.stages().items()}
+        assert actors["late"] >= max(2, actors["early"])
+        assert run.stages()["late"]["nodes"] > 1
         wait_for(lambda: alive(cluster) == 1)
 
 
@@ -348,9 +358,8 @@ def test_a_run_whose_head_is_lost_goes_on_when_it_is_submitted_again(tmp_path: P
         assert done.returncode == 0, done.stdout + done.stderr
     assert before and before <= {path.name for path in written.glob("*.parquet")}
     made = read_manifest(str(workspace / "embed"))
-    root = str(tmp_path / "expected")
-    write_files(root, iter(EmbedActor({"kind": "dlib"})(rows)), "part", 10)
-    assert made is not None and made.content_digest == summarise(root)[1]
+    here = write_set(str(tmp_path / "expected"), EmbedActor({"kind": "dlib"})(rows))
+    assert made is not None and made.content_digest == here.content_digest
 
 
 def submit(
