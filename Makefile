@@ -34,7 +34,7 @@ test-fast: setup
 	$(BIN)/pytest -q -m "not slow"
 
 test-slow: setup
-	$(BIN)/pytest -v -m slow --durations=25
+	$(BIN)/pytest -v -m slow --maxfail=5 --durations=25
 
 # The +cpu of a local build is cut off, so that the same version is found elsewhere.
 lock: setup

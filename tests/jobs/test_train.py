@@ -254,18 +254,6 @@ def test_a_run_killed_inside_an_epoch_goes_on_with_other_workers(tmp_path):
     assert history[-1]["workers"] == 2
 
 
-def test_fewer_workers_than_wanted_are_enough_where_that_is_allowed(tmp_path):
-    make_set(tmp_path)
-    settings = {"num_workers": 2, "cpus_per_worker": 5, "epochs": 1, "milestones": []}  # 8 CPUs
-    with pytest.raises(UserError, match="train: the cluster cannot hold"):
-        train.run(configured(tmp_path, **settings))
-    config = configured(tmp_path, **settings, min_workers=1)
-    train.run(config)
-    (epoch,) = storage.read_json(str(tmp_path / "train/history.json"))["epochs"]
-    assert epoch["workers"] == 1
-    assert epoch["order"] == expected_orders(config)[0]
-
-
 def test_trains_on_a_set_of_anyones(tmp_path, monkeypatch):
     make_set(tmp_path)
     monkeypatch.chdir(tmp_path)  # workers are elsewhere
