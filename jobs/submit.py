@@ -11,7 +11,6 @@ import re
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from jobs.progress import console
 from raypipe import storage
 from raypipe.config import Build, load
 from raypipe.errors import UserError
+from raypipe.scratch import scratch
 
 for _module in (dashboard_sdk, sdk):  # they tell of every request and every connection
     _module.logger.setLevel(logging.WARNING)
@@ -160,7 +160,7 @@ def submit(
     client = connect(address)
     with asking(address):
         _refuse_second(client, metadata)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         package = pack(Path.cwd(), path, config.workspace, Path(folder) / "package.zip")
         console.print(f"sending {package.said}", soft_wrap=True)
         command = ["python", "-m", f"jobs.{job}", package.config]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from raypipe import storage
+from raypipe.planning.actual import job_seconds
 from raypipe.report import charts
 from raypipe.report.blocks import Block, Chart, Charts, Section, Table
 from raypipe.report.words import duration
@@ -39,8 +40,7 @@ def _stages(workspace: Workspace) -> list[tuple[str, dict[str, Any]]]:
 
 def total_seconds(workspace: Workspace) -> float:
     """Seconds of all finished jobs' last runs."""
-    runs = [workspace.json(job, "run.json") for job in JOBS]
-    return sum(run["seconds"] for run in runs if run)
+    return sum(job_seconds(workspace.root, job)[0] or 0.0 for job in JOBS)
 
 
 def section(workspace: Workspace) -> Section:
