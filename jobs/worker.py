@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import logging
 import os
+import sys
 import time
 import traceback
 from collections import defaultdict
@@ -24,7 +25,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 from ray.util import metrics
 
 from raypipe import storage
@@ -98,7 +98,9 @@ class Worker:
             )
         try:
             self._actor = self._thread.submit(self._task.actor, **self._task.arguments).result()
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not _of_torch(error, "OutOfMemoryError"):
+                raise
             raise UserError(
                 f"{self._task.job}: the GPU has too little memory for the weights of the step "
                 f"{self._task.step}; give it a larger share (pool.num_gpus) or another type"
@@ -162,7 +164,7 @@ class Worker:
             except Exception as error:
                 if _not_of_a_row(error):
                     raise
-                if isinstance(error, torch.OutOfMemoryError):
+                if _of_torch(error, "OutOfMemoryError"):
                     raise UserError(
                         f"{self._task.job}: {row['identity_id'][0]} alone needs more memory than "
                         f"the GPU has for the step {self._task.step}; lower images_per_batch or "
@@ -180,7 +182,9 @@ class Worker:
         identities = from_table(table)
         try:
             return list(self._thread.submit(self._actor, identities).result())
-        except torch.AcceleratorError:
+        except Exception as error:
+            if not _of_torch(error, "AcceleratorError"):
+                raise
             # A fault on the GPU spoils the process's whole context: every later call would fail.
             logger.exception("fault on the GPU; the process ends and is started anew")
             os._exit(1)
@@ -225,6 +229,12 @@ def prefix(job: str) -> str:
 def _not_of_a_row(error: Exception) -> bool:
     """Whether an error tells of the machine or the configuration, and another row would meet it."""
     return isinstance(error, UserError | OSError | MemoryError)
+
+
+def _of_torch(error: Exception, kind: str) -> bool:
+    """Whether an error is one of PyTorch's; an actor that does not use it need not import it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, getattr(torch, kind))
 
 
 def _compared(table: pa.Table, identities: Sequence[Identity]) -> dict[str, float]:
