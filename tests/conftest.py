@@ -5,9 +5,14 @@ import os
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# What pytest's `pythonpath` is for this process, for those that the tests start, Ray's workers too.
+_ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (_ROOT, _ROOT / "tests", _ROOT / "tests/jobs")))
 
 # The same examples in every run: a change is tested, not the draw.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
