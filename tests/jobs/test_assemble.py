@@ -200,16 +200,12 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(assembled, tmp_path):
     before, manifest = assembled
     screened(tmp_path, files=3)
     address = ray.get_runtime_context().gcs_address
-    here = Path(__file__)
     child = (
-        f"import sys; sys.path.insert(0, {str(here.parent)!r}); from pathlib import Path; "
-        f"import {here.stem} as test; "
+        f"from pathlib import Path; import {Path(__file__).stem} as test; "
         f"test.run(test.build(Path({str(tmp_path)!r}), address={address!r}))"
     )
     first = tmp_path / "assemble/webdataset/shard-000000.tar"
-    with subprocess.Popen(
-        [sys.executable, "-c", child], cwd=here.parents[2], env={**os.environ, "PYTHONPATH": "."}
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", child]) as process:
         while not first.exists():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
