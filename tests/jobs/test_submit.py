@@ -131,7 +131,7 @@ def head() -> Iterator[Head]:
             )
         head = Head(dashboard, environment)
         try:
-            until = time.monotonic() + 120
+            until = time.monotonic() + 250
             while "Ray runtime started" not in log.read_text():
                 assert process.poll() is None and time.monotonic() < until, log.read_text()
                 time.sleep(0.2)
