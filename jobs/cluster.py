@@ -24,9 +24,7 @@ from raypipe.errors import UserError
 
 # A stage also reads (one CPU; the write shares it), and a resumed one filters out the rows that are
 # done with an actor of its own (one CPU, one GiB). Ray Data hangs where they find no room.
-_READ_CPUS = 1
-_FILTER_CPUS = 1
-_FILTER_MEMORY = 2**30
+_READ_AND_FILTER = {"CPU": 2.0, "memory": 2.0**30}
 
 # The cluster file of a head that `ray up` started.
 _CLUSTER_FILE = "~/ray_bootstrap_config.yaml"
@@ -88,11 +86,11 @@ def beside_driver(kind: type) -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here, **lasting)(kind)
 
 
-def required(pools: Sequence[Pool]) -> dict[str, float]:
-    """The least that a stage needs of a cluster: its smallest pools, a read and a filter."""
-    need: dict[str, float] = defaultdict(float)
-    need["CPU"] = _READ_CPUS + _FILTER_CPUS
-    need["memory"] = _FILTER_MEMORY
+def required(
+    pools: Sequence[Pool], beside: dict[str, float] = _READ_AND_FILTER
+) -> dict[str, float]:
+    """The least that a stage needs of a cluster: its smallest pools, and what works beside them."""
+    need: dict[str, float] = defaultdict(float, beside)
     for pool in pools:
         need["CPU"] += pool.min * pool.num_cpus
         need["memory"] += pool.min * (pool.memory or 0)
@@ -141,13 +139,16 @@ def growth(autoscaling: dict[str, Any]) -> dict[str, float]:
     return dict(total)
 
 
-def preflight(job: str, pools: Sequence[Pool]) -> None:
+def preflight(job: str, pools: Sequence[Pool], beside: dict[str, float] = _READ_AND_FILTER) -> None:
     """Refuses a stage that the cluster cannot hold; Ray itself would wait without a word.
+
+    Args:
+        beside: as for `required`.
 
     Raises:
         UserError: which resource is short, how much is needed and there.
     """
-    need, have = required(pools), offered()
+    need, have = required(pools, beside), offered()
     short = [
         f"{_amount(name, need[name])} needed, {_amount(name, have.get(name, 0))} there"
         for name in sorted(need)

@@ -1,7 +1,7 @@
 """Says before a run what it will take: images, bytes, hours of machines, questions, dollars."""
 
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from typing import Any
 
 import yaml
@@ -134,28 +134,14 @@ def _print_scaling(config: Build, cluster: Cluster, given: int | None) -> None:
 
 def too_small(config: Build, cluster_file: str) -> list[str]:
     """A line for each stage whose smallest pools and a read do not fit the whole cluster."""
-    from jobs.cluster import growth, required  # imports Ray
+    from jobs.cluster import growth  # imports Ray
 
     total = growth(_autoscaling(cluster_file))
-    stages: dict[str, Sequence[Pool]] = {
-        "ingest": [config.ingest.pool] * (1 if config.ingest.aligner is None else 2),
-        "embed": [config.embed.pool],
-        "clean": [config.clean.pool],
-        "screen": [config.screen.pool],
-        "assemble": [config.assemble.pool],
-    }
-    if config.judge:
-        stages["judge"] = [config.judge.pool]
-    if config.seeds:
-        pools = [config.seeds.pool, config.seeds.reference_pool]
-        stages["seed"] = pools * (2 if config.seeds.diffusion.second_pass else 1)
-    if config.expand:
-        stages["expand"] = [config.expand.pool]
     found = []
-    for job, of_stage in stages.items():
+    for job, need in needs(config).items():
         short = [
             f"{amount:g} {name} needed, {total.get(name, 0):g} there"
-            for name, amount in required(of_stage).items()
+            for name, amount in need.items()
             if amount > total.get(name, 0)
         ]
         if short:
@@ -164,6 +150,32 @@ def too_small(config: Build, cluster_file: str) -> list[str]:
                 f"{'; '.join(short)}; lower min or raise max_workers"
             )
     return found
+
+
+def needs(config: Build) -> dict[str, dict[str, float]]:
+    """The least that every stage of a build needs of a cluster, as `jobs.cluster.required`."""
+    from jobs import train  # imports Ray and PyTorch
+    from jobs.cluster import required
+
+    pools: dict[str, list[Pool]] = {
+        "ingest": [config.ingest.pool] * (1 if config.ingest.aligner is None else 2),
+        "embed": [config.embed.pool],
+        "clean": [config.clean.pool],
+        "screen": [config.screen.pool],
+        "assemble": [config.assemble.pool],
+        "evaluate": [config.evaluate.pool],
+    }
+    if config.judge:
+        pools["judge"] = [config.judge.pool]
+    if config.vectors:
+        pools["vectors"] = [config.vectors.pool]
+    if config.seeds:
+        passes = 2 if config.seeds.diffusion.second_pass else 1
+        pools["seed"] = passes * [config.seeds.pool, config.seeds.reference_pool]
+    if config.expand:
+        pools["expand"] = [config.expand.pool]
+    found = {job: required(of_stage) for job, of_stage in pools.items()}
+    return found | {"train": required(*train.least(config.train))}
 
 
 def _autoscaling(cluster_file: str) -> dict[str, Any]:

@@ -63,10 +63,7 @@ def run(config: Build) -> Manifest:
             "training needs two identities, and two images for each worker"
         )
     connect(config)
-    # What it cannot go on without.
-    needed = options.min_workers or options.num_workers
-    workers = pool_of(options).model_copy(update={"min": needed})
-    preflight("train", [workers, Pool(min=needed, max=needed, num_cpus=READER_CPUS)])
+    preflight("train", *least(options))
     start = time.perf_counter()
     schedule = make_schedule(options, found.rows, config.seed)
     images = sum(schedule.length(epoch) for epoch in range(options.epochs))
@@ -135,6 +132,12 @@ def find_set(config: Build) -> TrainingSet:
     rows = RowGroups.of([storage.absolute(path) for path in files])
     classes = int(rows.labels.max()) + 1
     return TrainingSet(name=name, root=root, digest=digest, rows=rows, classes=classes)
+
+
+def least(config: TrainConfig) -> tuple[list[Pool], dict[str, float]]:
+    """The workers that training cannot go on without, and what reads for them beside them."""
+    number = config.min_workers or config.num_workers
+    return [pool_of(config).model_copy(update={"min": number})], {"CPU": number * READER_CPUS}
 
 
 def make_schedule(config: TrainConfig, rows: RowGroups, seed: int) -> Schedule:

@@ -243,7 +243,7 @@ class Training:
             # As in arcface_torch: every worker keeps its own batch-norm statistics, the first
             # one's count.
             self._module = nn.parallel.DistributedDataParallel(
-                self.network, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.network, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         self._optimizers = self._make_optimizers()
         self._scaler = _scaler(config.precision == "float16", steps.workers, device)
@@ -257,14 +257,14 @@ class Training:
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
         config, momentum, decay = self._config, self._config.momentum, self._config.weight_decay
-        sgd = torch.optim.SGD(
-            parameter_groups(self.network, decay), lr=config.lr, momentum=momentum
-        )
+        groups = parameter_groups(self.network, decay)
         if config.class_share < 1:
+            sgd = torch.optim.SGD(groups, config.lr, momentum)
             rows = RowSGD(self.head, lr=config.lr, momentum=momentum, weight_decay=decay)
             return [sgd, rows]
-        weight = [self.head.head.weight]
-        return [sgd, torch.optim.SGD(weight, config.lr, momentum, weight_decay=decay)]
+        # Together, so that a step that overflows in one of them is left out in both.
+        groups.append({"params": [self.head.head.weight], "weight_decay": decay})
+        return [torch.optim.SGD(groups, config.lr, momentum)]
 
     def _reset(self) -> None:
         """What is summed up on the device until `settle`: losses, images that were right."""
@@ -426,7 +426,7 @@ class Training:
         so neither has a state.
         """
         weight = self.head.head.weight
-        momentum = self._optimizers[1].state[weight].get("momentum_buffer")
+        momentum = self._optimizers[-1].state[weight].get("momentum_buffer")
         shard = {"weight": weight.detach()} | ({} if momentum is None else {"momentum": momentum})
         files = {shard_file(self.head.start, self.head.stop): _packed(shard)}
         if self._rank == 0:
@@ -435,7 +435,10 @@ class Training:
                 {
                     "network": self.network.state_dict(),
                     "ema": None if self._ema is None else self._ema.state_dict(),
-                    "optimizer": self._optimizers[0].state_dict(),
+                    "momentum": {
+                        name: self._optimizers[0].state[weight].get("momentum_buffer")
+                        for name, weight in self.network.named_parameters()
+                    },
                     "scaler": self._scaler.state_dict(),
                     "head": others,
                     "progress": asdict(self.progress),
@@ -455,16 +458,21 @@ class Training:
         self.network.load_state_dict(state["network"])
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
-        self._optimizers[0].load_state_dict(state["optimizer"])
+        for name, weight in self.network.named_parameters():
+            self._set_momentum(self._optimizers[0], weight, state["momentum"][name])
         self._scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.history = state["history"]
         head = self.head
         shard = read_shard(names, lambda name: read_state(read(name)), head.start, head.stop)
         head.load_state_dict({**state["head"], "head.weight": shard["weight"]})
-        if "momentum" in shard:
-            momentum = shard["momentum"].to(self._device)
-            self._optimizers[1].state[head.head.weight]["momentum_buffer"] = momentum
+        self._set_momentum(self._optimizers[-1], head.head.weight, shard.get("momentum"))
+
+    def _set_momentum(
+        self, optimizer: torch.optim.Optimizer, weight: Tensor, momentum: Tensor | None
+    ) -> None:
+        if momentum is not None:  # before the first step there is none
+            optimizer.state[weight]["momentum_buffer"] = momentum.to(self._device)
 
 
 def _packed(state: dict[str, Any]) -> bytes:

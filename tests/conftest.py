@@ -13,6 +13,8 @@ from hypothesis import settings
 # What pytest's `pythonpath` is for this process, for those that the tests start, Ray's workers too.
 _ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (_ROOT, _ROOT / "tests", _ROOT / "tests/jobs")))
+# Ray Train takes one checkpoint a poll; with its two seconds short trainings mostly wait.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
 # The same examples in every run: a change is tested, not the draw.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

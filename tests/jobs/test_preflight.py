@@ -1,7 +1,6 @@
 """Every configuration passes the preflight on what every cluster file may grow to."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -10,10 +9,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 
 from jobs.cluster import growth, required
-from jobs.feed import READER_CPUS
+from jobs.plan import needs
 from jobs.trainer import pool_of
 from raypipe.config import Build, load
-from raypipe.config.base import Pool
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -29,31 +27,15 @@ def totals(file: str) -> dict[str, float]:
     return growth(first)
 
 
-def stages(config: Build) -> dict[str, list[Pool]]:
-    """The pools of every stage, as its job hands them to `preflight`."""
-    parts: list[tuple[str, Any]] = [
-        (name, getattr(config, name))
-        for name in ("ingest", "embed", "clean", "screen", "assemble", "evaluate")
-    ]
-    parts += [(name, getattr(config, name)) for name in ("judge", "vectors", "expand")]
-    found = {name: [part.pool] for name, part in parts if part is not None}
-    if config.seeds:
-        passes = 2 if config.seeds.diffusion.second_pass else 1
-        found["seed"] = passes * [config.seeds.pool, config.seeds.reference_pool]
-    workers = config.train.min_workers or config.train.num_workers
-    reading = Pool(min=workers, max=workers, num_cpus=READER_CPUS)
-    found["train"] = [pool_of(config.train).model_copy(update={"min": workers}), reading]
-    for name in ("cemiface", "generator", "diffusion"):
-        found[name] = [pool_of(getattr(config, name))]
-    return found
-
-
 def short(config: Build, file: str) -> dict[str, list[str]]:
     """Stages, each with the resources of which the cluster cannot have enough."""
     have = totals(file)
+    need = needs(config)
+    for name in ("cemiface", "generator", "diffusion"):
+        need[name] = required([pool_of(getattr(config, name))])
     lacking = {
-        stage: sorted(n for n, amount in required(pools).items() if amount > have.get(n, 0))
-        for stage, pools in stages(config).items()
+        stage: sorted(name for name, amount in of_stage.items() if amount > have.get(name, 0))
+        for stage, of_stage in need.items()
     }
     return {stage: names for stage, names in lacking.items() if names}
 

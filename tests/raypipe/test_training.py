@@ -291,19 +291,24 @@ def test_low_precision_gives_a_loss_near_that_of_float32(precision):
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
+def set_scale(training, scale):
+    training._scaler.load_state_dict({**training._scaler.state_dict(), "scale": scale})
+
+
 def test_float16_leaves_out_a_step_whose_gradients_overflow():
+    """Of the network and the head, wherever it was."""
     training, config, steps = start(precision="float16")
-    training._scaler.load_state_dict(
-        {**training._scaler.state_dict(), "scale": 1e37, "_growth_tracker": 0}
-    )
-    before = training.network.conv1.weight.clone()
     feed = batches(config, steps)
+    weights = [training.head.head.weight, training.network.conv1.weight]
+    before = [weight.detach().clone() for weight in weights]
+    hook = weights[1].register_hook(lambda gradient: gradient / 0)
+    set_scale(training, 4.0)
     training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
-    assert torch.equal(training.network.conv1.weight, before)
-    assert training._scaler.get_scale() == pytest.approx(5e36)
-    training._scaler.load_state_dict({**training._scaler.state_dict(), "scale": 1.0})
+    assert all(map(torch.equal, weights, before))
+    assert training._scaler.get_scale() == 2.0
+    hook.remove()
     training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
-    assert not torch.equal(training.network.conv1.weight, before)
+    assert not any(map(torch.equal, weights, before))
 
 
 def test_a_part_of_the_classes_trains_and_resumes():
@@ -325,16 +330,27 @@ def test_settings_that_do_not_go_together_are_refused():
         TrainConfig(num_workers=2, min_workers=3)
 
 
-def _of_worker(rank, workers, folder, settings, stop_after, checkpoint, output):
-    """A worker of a group; it writes what it packed."""
+def _join(rank, workers, rendezvous):
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
-        init_method=f"file://{folder / output}.rendezvous",
+        init_method=f"file://{rendezvous}",
         rank=rank,
         world_size=workers,
         timeout=timedelta(seconds=60),
     )
+
+
+def _leave():
+    distributed.barrier()
+    distributed.destroy_process_group()
+    # Now and then gloo's threads are still there when the process ends, which C++ aborts it for.
+    os._exit(0)
+
+
+def _of_worker(rank, workers, folder, settings, stop_after, checkpoint, output):
+    """A worker of a group; it writes what it packed."""
+    _join(rank, workers, f"{folder / output}.rendezvous")
     training, config, steps = start(workers=workers, **settings)
     if checkpoint:
         names = [path.name for path in (folder / checkpoint).iterdir()]
@@ -346,16 +362,39 @@ def _of_worker(rank, workers, folder, settings, stop_after, checkpoint, output):
         finish(training, config, steps, rank)
     for name, data in training.pack().items():
         (folder / output / name).write_bytes(data)
-    distributed.barrier()
-    distributed.destroy_process_group()
-    # Now and then gloo's threads are still there when the process ends, which C++ aborts it for.
-    os._exit(0)
+    _leave()
+
+
+def _overflow(rank, workers, folder):
+    """A worker of a group in float16; gradients of the last one's classes overflow once."""
+    _join(rank, workers, folder / "rendezvous")
+    training, config, steps = start(workers=workers, precision="float16", batch_size=8)
+    set_scale(training, 4.0)
+    feed = batches(config, steps, rank=rank)
+    weights = [training.head.head.weight, training.network.conv1.weight]
+    before = [weight.detach().clone() for weight in weights]
+    if rank == workers - 1:
+        hook = weights[0].register_hook(lambda gradient: gradient / 0)
+    training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
+    assert all(map(torch.equal, weights, before))
+    assert training._scaler.get_scale() == 2.0
+    if rank == workers - 1:
+        hook.remove()
+    training.run_epoch(feed, IMAGES, stop_after=1, on_step=None)
+    assert not any(map(torch.equal, weights, before))
+    assert training._scaler.get_scale() == 2.0
+    _leave()
+
+
+def spawn(function, workers, folder, *others):
+    """Runs a function of this module on so many processes."""
+    arguments = json.dumps([function, workers, str(folder), *others])
+    subprocess.run([sys.executable, __file__, arguments], check=True)
 
 
 def train_in_group(workers, folder, output, settings, stop_after=None, checkpoint=None):
     (folder / output).mkdir()
-    arguments = [workers, str(folder), settings, stop_after, checkpoint, output]
-    subprocess.run([sys.executable, __file__, json.dumps(arguments)], check=True)
+    spawn("_of_worker", workers, folder, settings, stop_after, checkpoint, output)
     files = {path.name: path.read_bytes() for path in (folder / output).iterdir()}
     state = read_state(files["state.pt"])
     shards = sorted((n for n in files if n != "state.pt"), key=lambda n: int(n.split("-")[1]))
@@ -364,10 +403,13 @@ def train_in_group(workers, folder, output, settings, stop_after=None, checkpoin
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_two_workers_take_the_steps_of_one(tmp_path, precision):
     """The same images make a step, and gradients are those of all; batch norm sees the same."""
     settings = {"batch_size": 8, "micro_batch": 4, "warmup_epochs": 0, "lr": 0.01}
-    one, two = (train_in_group(n, tmp_path, f"of-{n}", settings) for n in (1, 2))
+    one, two = (
+        train_in_group(n, tmp_path, f"of-{n}", settings | {"precision": precision}) for n in (1, 2)
+    )
     assert [e["order"] for e in one["history"]] == [e["order"] for e in two["history"]]
     for mine, other in zip(one["history"], two["history"], strict=True):
         assert other["loss"] == pytest.approx(mine["loss"], rel=1e-4)
@@ -375,6 +417,11 @@ def test_two_workers_take_the_steps_of_one(tmp_path):
     assert torch.allclose(one["weight"], two["weight"], atol=1e-5)
     for name in ("conv1.weight", "fc.weight", "layer4.0.conv2.weight"):
         assert torch.allclose(one["network"][name], two["network"][name], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_workers_leave_out_a_step_that_overflows_on_one(tmp_path):
+    spawn("_overflow", 2, tmp_path)
 
 
 @pytest.mark.slow
@@ -394,5 +441,5 @@ def test_a_run_goes_on_with_other_numbers_of_workers(tmp_path):
 
 
 if __name__ == "__main__":
-    count, path, *others = json.loads(sys.argv[1])
-    torch.multiprocessing.spawn(_of_worker, (count, Path(path), *others), count)
+    name, count, path, *others = json.loads(sys.argv[1])
+    torch.multiprocessing.spawn(globals()[name], (count, Path(path), *others), count)
