@@ -201,7 +201,8 @@ class _Watch:
     ) -> None:
         self._config, self._progress, self._state = config, progress, state
         self._lengths = lengths
-        self.log = Log(config.log, root, config.model_dump(mode="json"))
+        # What may change where a training goes on is none of a run's parameters.
+        self.log = Log(config.log, root, config.model_dump(mode="json", exclude=_SPEED_ONLY))
         self._told = 0.0
         self._since = (time.monotonic(), 0)
 

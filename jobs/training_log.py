@@ -1,5 +1,7 @@
 """Losses of a running training, for TensorBoard and for the services that people watch."""
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +11,13 @@ from raypipe import storage
 from raypipe.errors import UserError
 
 FOLDER = "tensorboard"
+# Runs of the services that a training goes on in when it goes on itself.
+RUNS = "tracking.json"
 _SECONDS, _REMOTE_SECONDS = 10, 60  # between what TensorBoard gets to see
 _Write = Callable[[dict[str, float], int], Any]
 _Close = Callable[[], Any]
+
+logger = logging.getLogger("raypipe.train")
 
 
 class Log:
@@ -21,26 +27,51 @@ class Log:
         """Opens what is named: "tensorboard", "mlflow", "wandb"; Ray's metrics are sent always.
 
         MLflow and Weights & Biases are told where to send to by their own variables of the
-        environment.
+        environment. A training that goes on stays one run there.
 
         Args:
             root: folder of the job; TensorBoard files go to `tensorboard` in it.
             settings: what the training is made with.
 
         Raises:
-            UserError: where a package is not installed.
+            UserError: where a package is not installed, or a service does not answer.
         """
-        self._open = [_ray(), *(_OPEN[name](root, settings) for name in names)]
+        path = storage.join(root, RUNS)
+        runs = storage.read_json(path) if storage.exists(path) else {}
+        before = dict(runs)
+        self._open = {"ray": _ray()}
+        for name in names:
+            try:
+                self._open[name] = _OPEN[name](root, settings, runs)
+            # Of any class, some of which do not travel from a worker to the driver.
+            except Exception as error:
+                raise UserError(f"train.log: {name}: {_line(error)}") from None
+        if runs != before:
+            storage.write_json(path, runs)
 
     def write(self, metrics: dict[str, float], images: int) -> None:
-        """Sends metrics, with the number of images that they come after."""
-        for write, _ in self._open:
-            write(metrics, images)
+        """Sends metrics, with the number of images that they come after.
+
+        What fails gets no more: days of training do not end for a curve.
+        """
+        for name, (write, _) in list(self._open.items()):
+            try:
+                write(metrics, images)
+            except Exception as error:
+                logger.warning("train: %s gets no more losses: %s", name, _line(error))
+                del self._open[name]
 
     def close(self) -> None:
         """Waits until all is written: it is on the way in threads that end with the process."""
-        for _, close in self._open:
-            close()
+        for name, (_, close) in self._open.items():
+            try:
+                close()
+            except Exception as error:
+                logger.warning("train: %s was not closed: %s", name, _line(error))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _ray() -> tuple[_Write, _Close]:
@@ -56,7 +87,9 @@ def _ray() -> tuple[_Write, _Close]:
     return write, lambda: None
 
 
-def _tensorboard(root: str, settings: dict[str, Any]) -> tuple[_Write, _Close]:
+def _tensorboard(
+    root: str, settings: dict[str, Any], runs: dict[str, str]
+) -> tuple[_Write, _Close]:
     from tensorboardX import SummaryWriter
     from tensorboardX.record_writer import register_writer_factory
 
@@ -100,25 +133,34 @@ class _Object:
     close = flush
 
 
-def _mlflow(root: str, settings: dict[str, Any]) -> tuple[_Write, _Close]:
+def _mlflow(root: str, settings: dict[str, Any], runs: dict[str, str]) -> tuple[_Write, _Close]:
     from ray.air.integrations.mlflow import setup_mlflow
 
-    try:
-        mlflow = setup_mlflow(
-            config=settings, experiment_name="raypipe", create_experiment_if_not_exists=True
-        )
-    except RuntimeError as error:
-        raise UserError(f"train.log: mlflow: {error}") from None
+    # With MLflow's seven a server that is not there is waited for for four minutes; 14 s.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    if "mlflow" in runs:
+        os.environ["MLFLOW_RUN_ID"] = runs["mlflow"]
+    mlflow = setup_mlflow(
+        config=settings,
+        experiment_name="raypipe",
+        run_name=root,
+        create_experiment_if_not_exists=True,
+    )
+    runs["mlflow"] = mlflow.active_run().info.run_id
     return lambda metrics, images: mlflow.log_metrics(metrics, step=images), mlflow.end_run
 
 
-def _wandb(root: str, settings: dict[str, Any]) -> tuple[_Write, _Close]:
+def _wandb(root: str, settings: dict[str, Any], runs: dict[str, str]) -> tuple[_Write, _Close]:
     from ray.air.integrations.wandb import setup_wandb
 
-    try:
-        run = setup_wandb(config=settings, project="raypipe", rank_zero_only=False)
-    except RuntimeError as error:
-        raise UserError(f"train.log: wandb: {error}") from None
+    run = setup_wandb(
+        config=settings,
+        project="raypipe",
+        trial_name=root,
+        trial_id=runs.get("wandb"),
+        rank_zero_only=False,
+    )
+    runs["wandb"] = run.id
     return lambda metrics, images: run.log(metrics, step=images), run.finish
 
 
