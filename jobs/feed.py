@@ -9,6 +9,7 @@ import torch
 from ray.data import DataContext
 from ray.data.collate_fn import ArrowBatchCollateFn
 
+from jobs.reader import read
 from jobs.trainer import IN_ORDER
 from raypipe.config.augment import AugmentConfig
 from raypipe.config.train import TrainConfig
@@ -19,7 +20,6 @@ from raypipe.training import Batch, decode_batch, pack_batch, unpack_batch
 
 # Two windows are read at a time: the one that is trained on, and the next.
 _READERS, READER_CPUS = 2, 0.25
-_ROWS = 1000  # rows that travel at once: 8 MB
 # To start Ray Data takes a second or two, 20 s where the cores are busy, so epochs of small sets
 # share a start. Of a large one the positions of so many images are in memory, 8 bytes each.
 _IMAGES = 4_000_000
@@ -65,7 +65,7 @@ class Feed:
         context.execution_options = IN_ORDER
         context.enable_progress_bars = False
         rows = ray.data.from_arrow(parts).map_batches(
-            _rows,
+            read,
             fn_kwargs={"rows": self._rows},
             batch_size=None,
             batch_format="pyarrow",
@@ -88,14 +88,6 @@ class Feed:
 def _table(positions: np.ndarray, epoch: int) -> pa.Table:
     epochs = np.full(len(positions), epoch, np.int32)
     return pa.table({"position": positions, "epoch": epochs})
-
-
-def _rows(block: pa.Table, rows: ray.ObjectRef) -> Iterator[pa.Table]:
-    found: RowGroups = ray.get(rows)
-    table = found.read(block["position"].to_numpy(), ("image", "label"))
-    table = table.append_column("epoch", block["epoch"])
-    for start in range(0, len(table), _ROWS):
-        yield table.slice(start, _ROWS)
 
 
 class _Decode(ArrowBatchCollateFn):

@@ -51,7 +51,7 @@ def test_a_node_that_comes_later_gets_a_worker(tmp_path: Path) -> None:
         try:
             wait_for(lambda: workers() == 1)
             cluster.add(1, cpus=7)
-            wait_for(lambda: workers() == 2, 200)
+            wait_for(lambda: workers() == 2, 400)
         finally:
             driver.kill()
             driver.wait()
