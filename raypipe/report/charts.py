@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # A placeholder is a colour that nothing else uses.
 COLOURS = {
@@ -162,6 +163,8 @@ def lines(
                 color=COLOURS["muted"],
                 fontsize=9.5,
             )
+        if all(float(value).is_integer() for curve in curves for value in curve.x):  # epochs
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.01)
         _legend(axes)
         return _svg(figure, name)

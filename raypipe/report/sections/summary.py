@@ -80,14 +80,19 @@ def _path(workspace: Workspace) -> Table:
             for reason, number in images["rejected"].items()
             if reason.startswith(f"{job}:")
         }
-        before = images["rejected"]
         added = job in ("seed", "vectors")  # beside the people of the set
         blank = job == "vectors"  # without a picture
-        why = ", ".join(
+        why = [
             f"{number:,} {short_reason(reason)}"
             for reason, number in sorted(new.items(), key=lambda item: (-item[1], item[0]))
             if number and reason != NO_PICTURE
-        )
+        ]
+        if not added:
+            now = images["rejected"]
+            back = sum(max(0, number - now.get(reason, 0)) for reason, number in before.items())
+            if back:
+                why.append(f"{back:,} taken back")
+            before = now
         holds = conserved(manifest.counts)
         rows.append(
             (
@@ -95,7 +100,7 @@ def _path(workspace: Workspace) -> Table:
                 f"{people['kept']:,}",
                 "–" if blank else f"{images['kept']:,}",
                 f"{images['made']:,}" if images["made"] and not blank else "–",
-                why or "–",
+                ", ".join(why) or "–",
                 Badge(text="adds up" if holds else "lost images", tone="good" if holds else "bad"),
             )
         )

@@ -139,7 +139,7 @@ def published_table(own: Mapping[str, Results]) -> Table:
 
     Args:
         own: name of a recognizer → its results; a set whose name is that of none of the published
-            ones has no column.
+            ones has no column, and who was scored on no other has no row.
     """
     rows = []
     for recognizer, sets in own.items():
@@ -147,7 +147,8 @@ def published_table(own: Mapping[str, Results]) -> Table:
         values = [found.get(name) for name in SETS]
         known = [value for value in values if value is not None]
         average = float(np.mean(known)) if len(known) == len(SETS) else None
-        rows.append((recognizer, *map(_cell, values), _cell(average), "measured"))
+        if known:
+            rows.append((recognizer, *map(_cell, values), _cell(average), "measured"))
     for row in read_published().rows:
         values = [row.accuracies.get(name) for name in SETS]
         source = f"published [{row.source}]"
