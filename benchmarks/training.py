@@ -6,6 +6,11 @@ Both train the same network with the same head, batch and SGD on all cores, flip
 reads JPEG files with the DataLoader's worker processes; the job reads the assembled Parquet set
 through Ray Data. Loop and job take turns; the first epoch of each run is left out, for it holds
 what starts up. The share of a step that the job waits for data is that of the same epochs.
+
+The job's workers keep the memory that they free. A loop that does so as well:
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1099511627776 MALLOC_ARENA_MAX=1 \\
+        python benchmarks/training.py
 """
 
 import argparse
